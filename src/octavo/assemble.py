@@ -1,0 +1,196 @@
+"""Make a new LCLM out of any two Hugging Face models.
+
+The encoder may be the first layers of the decoder itself: same tokenizer, and features close to
+what the decoder expects. A fresh adapter starts at the scale of the decoder's token embeddings, so
+that the first latents are neither invisible nor deafening.
+"""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from octavo.base import BASE_NAME, Progress, ensure_base
+from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
+from octavo.errors import CheckpointError, ConfigError
+from octavo.nn import LCLM, LCLMConfig
+
+PINNED_BASE = f"octavo:{BASE_NAME}"
+"""How checkpoints name the pinned base model."""
+RESIDUAL_ADAPTER_SCALE = 0.1
+"""Beside the order-preserving sum a fresh adapter only whispers; measured in docs/log.md."""
+
+
+def load_base(name: str, base: Path | None = None, progress: Progress | None = None) -> str:
+    """Return a local folder or hub id for a base model's name, fetching the pinned one."""
+    if not name.startswith("octavo:"):
+        return name
+    if name not in (PINNED_BASE, "octavo:smollm2"):
+        raise CheckpointError(f"unknown base {name!r}; this octavo pins {PINNED_BASE}: upgrade")
+    return str(ensure_base(base, progress))
+
+
+def first_layers(body: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """Return a copy of a headless model that keeps its first layers and its final norm."""
+    total = body.config.num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise ConfigError(f"encoder_layers is {num_layers}, but the model has {total} layers")
+    layers = body.layers
+    body.layers = nn.ModuleList()
+    shortened = copy.deepcopy(body)
+    body.layers = layers
+    shortened.layers = nn.ModuleList(copy.deepcopy(layer) for layer in layers[:num_layers])
+    shortened.config.num_hidden_layers = num_layers
+    if getattr(shortened.config, "layer_types", None):
+        shortened.config.layer_types = list(shortened.config.layer_types[:num_layers])
+    return shortened
+
+
+def assemble_parts(
+    encoder: str | Path | PreTrainedModel,
+    decoder: str | Path | PreTrainedModel,
+    config: ModelConfig,
+    *,
+    extension: Extension | None = None,
+    encoder_layers: int | None = None,
+    encoder_tokenizer: Any = None,
+    decoder_tokenizer: Any = None,
+    dtype: torch.dtype = torch.float32,
+    base: Path | None = None,
+) -> tuple[LCLM, Any, Any]:
+    """Return a new `(LCLM, decoder tokenizer, encoder tokenizer)` with a fresh adapter.
+
+    `encoder` and `decoder` are folders, hub ids, or models; models need their tokenizers given.
+    The memory tokens are added to the decoder's tokenizer and its embedding grows to hold them.
+    """
+    extension = extension or Extension(rotary="exact")
+    decoder_model, decoder_tokenizer = _load(decoder, decoder_tokenizer, dtype, base, head=True)
+    encoder_model, encoder_tokenizer = _load(encoder, encoder_tokenizer, dtype, base, head=False)
+    if encoder_layers is not None:
+        encoder_model = first_layers(encoder_model, encoder_layers)
+    is_same = encoder_tokenizer.get_vocab() == decoder_tokenizer.get_vocab()
+    if extension.residual == "sum" and not is_same:
+        raise ConfigError(
+            "residual 'sum' needs encoder and decoder to share a tokenizer, but theirs differ; "
+            "use residual 'none'"
+        )
+    decoder_tokenizer = copy.deepcopy(decoder_tokenizer)
+    decoder_tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(MEMORY_TOKENS)}, replace_extra_special_tokens=False
+    )
+    _make_room(decoder_model, len(decoder_tokenizer))
+    names = {str(encoder), str(decoder)}
+    if all(name.startswith("octavo:") for name in names):
+        extension = replace(extension, base=PINNED_BASE, encoder_layers=encoder_layers)
+    lclm = build(
+        encoder_model, decoder_model, encoder_tokenizer, decoder_tokenizer, config, extension
+    )
+    lclm.adapter.to(dtype)
+    _match_scale(lclm)
+    return lclm, decoder_tokenizer, encoder_tokenizer
+
+
+def build(
+    encoder: PreTrainedModel,
+    decoder: PreTrainedModel,
+    encoder_tokenizer: Any,
+    decoder_tokenizer: Any,
+    config: ModelConfig,
+    extension: Extension,
+) -> LCLM:
+    """Join two loaded models into an LCLM whose ids come from their tokenizers, by name."""
+    pad = encoder_tokenizer.pad_token_id
+    if pad is None:
+        pad = encoder_tokenizer.eos_token_id
+    if pad is None and config.pooling == "eos":
+        raise CheckpointError("the encoder's tokenizer has no pad token, which 'eos' pooling reads")
+    decoder_config = getattr(decoder, "config", None)
+    values = extension.to_dict()
+    values["ratios"] = list(extension.ratios)
+    lclm_config = LCLMConfig(
+        text_config=decoder_config,
+        encoder_config=encoder.config,
+        model_config=config.to_dict(),
+        extension=values,
+        memory_token_ids=[decoder_tokenizer.convert_tokens_to_ids(t) for t in MEMORY_TOKENS],
+        encoder_pad_token_id=pad or 0,
+    )
+    return LCLM(lclm_config, encoder=encoder, decoder=decoder)
+
+
+def add_lora(lclm: LCLM, rank: int, alpha: int, encoder_rank: int | None = None) -> None:
+    """Put LoRA factors on every linear layer of both halves, and train the memory tokens' rows."""
+    from peft import LoraConfig, get_peft_model
+
+    named = lclm.extension.base
+    common: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none"}
+    lclm.decoder = get_peft_model(
+        lclm.decoder,
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            task_type="CAUSAL_LM",
+            trainable_token_indices={"embed_tokens": list(lclm.config.memory_token_ids)},
+            **common,
+        ),
+    )
+    of_encoder = encoder_rank or rank
+    lclm.encoder.body = get_peft_model(
+        lclm.encoder.body,
+        LoraConfig(r=of_encoder, lora_alpha=alpha * of_encoder // rank, **common),
+    )
+    if named is not None:
+        for half in (lclm.decoder, lclm.encoder.body):
+            half.peft_config["default"].base_model_name_or_path = named
+
+
+def _load(
+    source: str | Path | PreTrainedModel,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    base: Path | None,
+    *,
+    head: bool,
+) -> tuple[PreTrainedModel, Any]:
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ConfigError("a model object needs its tokenizer: pass encoder_/decoder_tokenizer")
+        return (source if head else source.base_model), tokenizer
+    folder = load_base(str(source), base)
+    kind = AutoModelForCausalLM if head else AutoModel
+    try:
+        model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        return model, tokenizer or AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(f"cannot load {source} ({reason}); give a folder or hub id") from error
+
+
+@torch.no_grad()
+def _make_room(decoder: PreTrainedModel, vocabulary: int) -> None:
+    """Grow the embedding for the memory tokens; their rows start as the mean of all rows."""
+    old = decoder.get_input_embeddings().weight
+    mean = old.float().mean(0).to(old.dtype)
+    num_old = len(old)
+    if num_old < vocabulary:
+        decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        layer.weight[-len(MEMORY_TOKENS) :] = mean if num_old < vocabulary else layer.weight[-3:]
+
+
+@torch.no_grad()
+def _match_scale(lclm: LCLM) -> None:
+    """Scale the adapter's last layer so that latents start as long as token embeddings."""
+    weight = lclm.get_input_embeddings().weight
+    wanted = weight.float().norm(dim=-1).mean()
+    if lclm.residual is not None:
+        wanted = wanted * RESIDUAL_ADAPTER_SCALE
+    generator = torch.Generator().manual_seed(0)
+    width = lclm.adapter.norm.weight.shape[0]
+    sample = torch.randn(256, width, generator=generator).to(weight.device, weight.dtype)
+    hidden = nn.functional.gelu(lclm.adapter.fc1(lclm.adapter.norm(sample)))
+    lclm.adapter.fc2.weight *= wanted / lclm.adapter.fc2(hidden).float().norm(dim=-1).mean()

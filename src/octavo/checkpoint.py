@@ -1,0 +1,302 @@
+"""Read and write checkpoints in the published layout, and find them by path, hub id or name.
+
+    model_config.json            the published settings (config.py)
+    decoder/                     a Hugging Face causal LM with its tokenizer and the memory tokens
+    encoder/                     a headless Hugging Face model with its own tokenizer
+    adapter/adapter.safetensors  the adapter
+    octavo.json                  optional, ours: what the published format has no place for
+
+Either half may instead hold LoRA factors of peft on a base model. Nothing is ever unpickled, and
+what is missing or does not fit is an error, never a random weight.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from octavo.assemble import build, first_layers, load_base
+from octavo.base import Progress
+from octavo.config import (
+    EXTENSION_FILE,
+    MEMORY_TOKENS,
+    MODEL_CONFIG_FILE,
+    Extension,
+    ModelConfig,
+    Rotary,
+    read_json,
+)
+from octavo.errors import CheckpointError, ConfigError
+from octavo.files import new_folder
+from octavo.nn import LCLM
+from octavo.prompt import PromptEncoder
+
+ASSETS = Path(__file__).parent / "assets"
+DEFAULT_NAME = "smol"
+LORA_FILE = "adapter_model.safetensors"
+PARTS = ("decoder", "encoder", "adapter")
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model with the two tokenizers that belong to it."""
+
+    lclm: LCLM
+    decoder_tokenizer: Any
+    encoder_tokenizer: Any
+    name: str
+
+    def prompts(self) -> PromptEncoder:
+        """Return the encoder of prompts for this model."""
+        return PromptEncoder(self.decoder_tokenizer, self.encoder_tokenizer, self.lclm.settings)
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype of a name; a typo is an error, not some other precision."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}, expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: a shipped name, a local folder, or a hub id.
+
+    Raises `CheckpointError` when there is none. A hub id is downloaded to the hub's own cache.
+    """
+    name = str(name_or_path or DEFAULT_NAME)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if (ASSETS / name).is_dir() and "/" not in name:
+        return ASSETS / name
+    shipped = ", ".join(sorted(p.name for p in ASSETS.iterdir() if p.is_dir()))
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the checkpoint's folder")
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise CheckpointError(
+            f"no model {name!r}: give a checkpoint folder, a hub id like "
+            f"latent-context/0.6b-4b-LCLM-16x, or a shipped name ({shipped})"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl"]
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds; all mean "not to be had"
+        raise CheckpointError(
+            f"could not fetch {name!r} from the hub ({type(error).__name__}: {_first_line(error)}); "
+            "check the name and the network, or give a local folder"
+        ) from error
+
+
+def read(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype = torch.float32,
+    rotary: Rotary | None = None,
+    trainable: bool = False,
+    base: Path | None = None,
+    progress: Progress | None = None,
+    attention: str | None = None,
+) -> Checkpoint:
+    """Load a checkpoint folder in the given precision.
+
+    `rotary` picks the rotary precision (`nn/rotary.py`). By default 16-bit published checkpoints
+    get a rounded encoder and an exact decoder, as their authors' vLLM evaluation ran them, and fp32
+    or our own checkpoints none. With `trainable`, LoRA factors stay apart instead of being merged.
+    """
+    precision = parse_dtype(dtype)
+    config, extension = ModelConfig.read(folder), Extension.read(folder)
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+        raise CheckpointError(f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint")
+    adapter_file = folder / "adapter" / "adapter.safetensors"
+    if not adapter_file.is_file():
+        raise CheckpointError(f"{adapter_file} is missing; without it the model would be random")
+    decoder_tokenizer = _tokenizer(folder / "decoder", "decoder")
+    options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
+    decoder = _half(folder / "decoder", AutoModelForCausalLM, len(decoder_tokenizer), trainable,
+                    None, base, progress, options)
+    encoder = _half(folder / "encoder", AutoModel, None, trainable, extension.encoder_layers, base,
+                    progress, options)
+    if (folder / "encoder" / "tokenizer_config.json").is_file():
+        encoder_tokenizer = _tokenizer(folder / "encoder", "encoder")
+    elif extension.base is not None:
+        encoder_tokenizer = AutoTokenizer.from_pretrained(load_base(extension.base, base, progress))
+    else:
+        raise CheckpointError(f"{folder / 'encoder'} has no tokenizer files; fetch them again")
+    lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
+    _load_adapter(lclm, folder)
+    lclm.adapter.to(precision)
+    if rotary is None:
+        is_published = not (folder / EXTENSION_FILE).is_file()
+        rounds = is_published and precision is torch.bfloat16
+        rotary = extension.rotary or ("bf16_encoder" if rounds else "exact")
+    lclm.round_rotary(rotary)
+    lclm.eval()
+    name = extension.name or folder.resolve().name
+    return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name)
+
+
+def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint folder, complete or not at all.
+
+    Halves under LoRA are written as peft writes them, whole halves as transformers does; `dtype`
+    casts what is written, without touching the model.
+    """
+    lclm = checkpoint.lclm
+    with new_folder(folder) as temporary:
+        for part, module in (("decoder", lclm.decoder), ("encoder", lclm.encoder.body)):
+            _write_half(module, temporary / part, dtype)
+        checkpoint.decoder_tokenizer.save_pretrained(temporary / "decoder")
+        if lclm.extension.base is None:
+            checkpoint.encoder_tokenizer.save_pretrained(temporary / "encoder")
+        (temporary / "adapter").mkdir()
+        save_file(_cast(lclm.adapter.state_dict(), dtype), temporary / "adapter/adapter.safetensors")
+        if lclm.residual is not None:
+            residual = _cast(lclm.residual.state_dict(), dtype)
+            save_file(residual, temporary / "adapter" / "residual.safetensors")
+        _write_json(temporary / MODEL_CONFIG_FILE, lclm.settings.to_dict())
+        if values := lclm.extension.to_dict():
+            _write_json(temporary / EXTENSION_FILE, {"format_version": 1, **values})
+
+
+def _tokenizer(folder: Path, whose: str) -> Any:
+    """Load a tokenizer from the checkpoint itself, never from a hub by guess."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer_config.json; copy the {whose}'s own tokenizer files there"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: cannot read the {whose}'s tokenizer ({_first_line(error)})"
+        ) from error
+    if whose == "decoder":
+        known = tokenizer.get_vocab()
+        if missing := [token for token in MEMORY_TOKENS if token not in known]:
+            raise CheckpointError(
+                f"{folder}: the tokenizer lacks the memory tokens {', '.join(missing)}; "
+                "use the tokenizer that was saved with this checkpoint"
+            )
+    return tokenizer
+
+
+def _half(
+    folder: Path,
+    kind: Any,
+    vocabulary: int | None,
+    trainable: bool,
+    num_layers: int | None,
+    base: Path | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    """Load the decoder or the encoder: whole weights, or LoRA factors on their base."""
+    is_lora = (folder / LORA_FILE).is_file()
+    source: Path | str = folder
+    if is_lora:
+        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if not named:
+            raise CheckpointError(f"{folder}/adapter_config.json names no base model")
+        source = load_base(str(named), base, progress)
+    try:
+        if num_layers is None:
+            model = kind.from_pretrained(source, use_safetensors=True, **options)
+        else:
+            whole = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+            model = first_layers(whole.base_model, num_layers)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot load {source} ({type(error).__name__}: {_first_line(error)}); "
+            "is it complete, and in safetensors?"
+        ) from error
+    if vocabulary is not None and is_lora and model.config.vocab_size < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if vocabulary is not None and model.get_input_embeddings().weight.shape[0] < vocabulary:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {vocabulary} tokens but the embedding only "
+            f"{model.get_input_embeddings().weight.shape[0]} rows; the two do not belong together"
+        )
+    if is_lora:
+        from peft import PeftModel
+
+        lora = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return lora if trainable else lora.merge_and_unload()
+    return model
+
+
+def _load_adapter(lclm: LCLM, folder: Path) -> None:
+    """Fill the adapter from its file, refusing any tensor that is missing, unknown or misshapen."""
+    path = folder / "adapter" / "adapter.safetensors"
+    _fill(lclm.adapter, path)
+    if lclm.residual is not None:
+        _fill(lclm.residual, path.with_name("residual.safetensors"))
+
+
+def _fill(module: torch.nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; fetch the whole checkpoint")
+    try:
+        given = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fetch it again") from error
+    expected = module.state_dict()
+    if missing := sorted(expected.keys() - given.keys()):
+        raise CheckpointError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more tensors)")
+    if unknown := sorted(given.keys() - expected.keys()):
+        raise CheckpointError(
+            f"{path} holds {unknown[0]}, which this adapter_type has no place for; "
+            "does model_config.json belong to it?"
+        )
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(expected[name].shape)} from the encoder, the decoder and model_config.json"
+            )
+    module.load_state_dict(given, strict=True)
+
+
+def _write_half(module: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Save one half as its own library saves it."""
+    if hasattr(module, "peft_config"):
+        module.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # a model card template full of blanks
+        file = folder / LORA_FILE
+    else:
+        module.save_pretrained(str(folder))
+        file = folder / "model.safetensors"
+    if dtype is not None and file.is_file():
+        save_file(_cast(load_file(file), dtype), file, metadata={"format": "pt"})
+
+
+def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no further message"])[0][:200]

@@ -1,0 +1,56 @@
+"""Every error octavo raises on purpose, as one tree.
+
+    OctavoError
+    ├── ConfigError          a model_config.json or an option with an impossible value
+    │   └── RatioError       a compression ratio this model cannot serve
+    ├── CheckpointError      a checkpoint folder that is incomplete, wrong or not to be had
+    ├── ContextError         a compressed context that is damaged, foreign or unusable
+    ├── PromptError          a prompt that is malformed
+    │   └── PromptTooLongError   a prompt beyond the decoder's positions
+    ├── InputError           a text or file that cannot be read as text
+    ├── TrainingError        a recipe or a training run that cannot go on
+    └── MissingExtraError    an optional dependency that is not installed
+
+Each message says what was given, what was expected and what to do. All of them are `ValueError`s
+too, except `MissingExtraError`, which is an `ImportError`.
+"""
+
+
+class OctavoError(Exception):
+    """The root of the tree: `except OctavoError` catches everything octavo raises on purpose."""
+
+
+class ConfigError(OctavoError, ValueError):
+    """A configuration value that cannot work."""
+
+
+class RatioError(ConfigError):
+    """A compression ratio this model cannot serve."""
+
+
+class CheckpointError(OctavoError, ValueError):
+    """A checkpoint that is incomplete, inconsistent or not to be had."""
+
+
+class ContextError(OctavoError, ValueError):
+    """A compressed context that is damaged, made by another compressor, or unusable here."""
+
+
+class PromptError(OctavoError, ValueError):
+    """A malformed prompt."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt that does not fit the decoder; nothing is ever cut off silently."""
+
+
+class InputError(OctavoError, ValueError):
+    """A text or file that cannot be read as text."""
+
+
+class TrainingError(OctavoError, ValueError):
+    """A recipe or a training run that cannot go on."""
+
+
+class MissingExtraError(OctavoError, ImportError):
+    """An optional dependency is missing; the message holds the `pip install` that cures it."""

@@ -1,0 +1,104 @@
+"""Lift pooled encoder states to latents in the decoder's width.
+
+Shapes: K latents of one span, E pooled width (ratio times the encoder's for concat), D decoder
+width.
+
+`mlp` treats each latent alone. `attn_mlp` and `mlp_attn` also run whole transformer layers, without
+a causal mask, over all latents of one span: before the MLP in the encoder's width, or after it in
+the decoder's. Parameter names and mathematics are those of the published `adapter.safetensors`
+(wire-format §3).
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.config import ModelConfig
+
+NORM_EPS = 1e-6  # wire-format §3
+
+
+class AttentionLayer(nn.Module):
+    """One decoder layer of the host model, seeing in both directions, with its own rotary."""
+
+    def __init__(self, host: nn.Module) -> None:
+        """Build a fresh layer of the kind and size that the headless model `host` is made of."""
+        super().__init__()
+        layers, rotary = host.layers, host.rotary_emb
+        assert isinstance(layers, nn.ModuleList) and isinstance(rotary, nn.Module)
+        config: Any = copy.deepcopy(host.config)
+        config.is_causal = False
+        layer_class: Any = type(layers[0])
+        rotary_class: Any = type(rotary)
+        self.decoder_layer = layer_class(config, layer_idx=0)
+        # The flag, not a mask: with no mask at all, every attention implementation obeys it.
+        self.decoder_layer.self_attn.is_causal = False
+        self.rotary_emb = rotary_class(config=config)
+
+    def forward(self, hidden_KD: Tensor) -> Tensor:
+        """Let the K latents of one span see each other; positions are 0..K-1."""
+        hidden_1KD = hidden_KD.unsqueeze(0)
+        positions_1K = torch.arange(len(hidden_KD), device=hidden_KD.device).unsqueeze(0)
+        output = self.decoder_layer(
+            hidden_1KD,
+            attention_mask=None,
+            position_ids=positions_1K,
+            position_embeddings=self.rotary_emb(hidden_1KD, positions_1K),
+        )
+        # Older transformers return a tuple from a layer.
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result.squeeze(0)
+
+
+class Adapter(nn.Module):
+    """RMSNorm, two linear layers around an exact GELU, and optional attention around them."""
+
+    def __init__(
+        self, config: ModelConfig, encoder_body: nn.Module, decoder_body: nn.Module
+    ) -> None:
+        """Size the adapter from its two neighbours, which are headless Hugging Face models."""
+        super().__init__()
+        width = encoder_body.config.hidden_size
+        lifted = decoder_body.config.hidden_size
+        if config.pooling == "concat":
+            width *= config.compression_ratio
+        self.adapter_type = config.adapter_type
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.fc1 = nn.Linear(width, lifted)
+        self.fc2 = nn.Linear(lifted, lifted)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.bias)
+        if config.adapter_type != "mlp":
+            host = encoder_body if config.adapter_type == "attn_mlp" else decoder_body
+            self.attention_layers = nn.ModuleList(
+                AttentionLayer(host) for _ in range(config.num_adapter_layers)
+            )
+            for layer in self.attention_layers.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)  # wire-format §3
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
+
+    def forward(self, spans: Sequence[Tensor]) -> list[Tensor]:
+        """Lift each span's `pooled_KE` to `latents_KD`. Spans never attend to each other."""
+        if not spans:
+            return []
+        dtype = self.fc1.weight.dtype
+        lengths = [len(span) for span in spans]
+        spans = [span.to(dtype) for span in spans]
+        if self.adapter_type == "attn_mlp":
+            spans = [self._attend(span) for span in spans]
+        lifted = torch.cat(list(spans))
+        lifted = self.fc2(nn.functional.gelu(self.fc1(self.norm(lifted))))
+        spans = list(lifted.split(lengths))
+        if self.adapter_type == "mlp_attn":
+            spans = [self._attend(span) for span in spans]
+        return list(spans)
+
+    def _attend(self, span: Tensor) -> Tensor:
+        for layer in self.attention_layers:
+            span = layer(span)
+        return span
