@@ -108,12 +108,12 @@ def build(
         pad = encoder_tokenizer.eos_token_id
     if pad is None and config.pooling == "eos":
         raise CheckpointError("the encoder's tokenizer has no pad token, which 'eos' pooling reads")
-    decoder_config = getattr(decoder, "config", None)
     values = extension.to_dict()
     values["ratios"] = list(extension.ratios)
     lclm_config = LCLMConfig(
-        text_config=decoder_config,
-        encoder_config=encoder.config,
+        # Copies: transformers resets the attention implementation of the configs nested in another.
+        text_config=copy.deepcopy(decoder.config),
+        encoder_config=copy.deepcopy(encoder.config),
         model_config=config.to_dict(),
         extension=values,
         memory_token_ids=[decoder_tokenizer.convert_tokens_to_ids(t) for t in MEMORY_TOKENS],

@@ -195,7 +195,11 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
             if latents is None and memory_ids is not None:
                 latents = self.span_latents(memory_ids, memory_lengths, memory_ratios)
-            inputs_embeds = self.embed(input_ids, latents)
+            if latents is None and past_key_values is not None and past_key_values.get_seq_length():
+                # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            else:
+                inputs_embeds = self.embed(input_ids, latents)
         output: CausalLMOutputWithPast = self.decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
