@@ -10,6 +10,7 @@ Either half may instead hold LoRA factors of peft on a base model. Nothing is ev
 what is missing or does not fit is an error, never a random weight.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class Checkpoint:
     decoder_tokenizer: Any
     encoder_tokenizer: Any
     name: str
+    fingerprint: str
+    """Identifies the weights that make and read latents: a context names it."""
 
     def prompts(self) -> PromptEncoder:
         """Return the encoder of prompts for this model."""
@@ -131,18 +134,12 @@ def read(
     adapter_file = folder / "adapter" / "adapter.safetensors"
     if not adapter_file.is_file():
         raise CheckpointError(f"{adapter_file} is missing; without it the model would be random")
-    decoder_tokenizer = _tokenizer(folder / "decoder", "decoder")
+    decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
     options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
     decoder = _half(folder / "decoder", AutoModelForCausalLM, len(decoder_tokenizer), trainable,
                     None, base, progress, options)
     encoder = _half(folder / "encoder", AutoModel, None, trainable, extension.encoder_layers, base,
                     progress, options)
-    if (folder / "encoder" / "tokenizer_config.json").is_file():
-        encoder_tokenizer = _tokenizer(folder / "encoder", "encoder")
-    elif extension.base is not None:
-        encoder_tokenizer = AutoTokenizer.from_pretrained(load_base(extension.base, base, progress))
-    else:
-        raise CheckpointError(f"{folder / 'encoder'} has no tokenizer files; fetch them again")
     lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
     _load_adapter(lclm, folder)
     lclm.adapter.to(precision)
@@ -153,7 +150,48 @@ def read(
     lclm.round_rotary(rotary)
     lclm.eval()
     name = extension.name or folder.resolve().name
-    return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name)
+    fingerprint = fingerprint_of(folder, config, extension)
+    return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, fingerprint)
+
+
+def read_tokenizers(
+    folder: Path, extension: Extension, base: Path | None = None, progress: Progress | None = None
+) -> tuple[Any, Any]:
+    """Return the decoder's and the encoder's tokenizer; the latter may be that of a pinned base."""
+    decoder_tokenizer = _tokenizer(folder / "decoder", "decoder")
+    if (folder / "encoder" / "tokenizer_config.json").is_file() or extension.base is None:
+        return decoder_tokenizer, _tokenizer(folder / "encoder", "encoder")
+    named = load_base(extension.base, base, progress)
+    return decoder_tokenizer, AutoTokenizer.from_pretrained(named)
+
+
+def fingerprint_of(folder: Path, config: ModelConfig, extension: Extension) -> str:
+    """Identify a checkpoint by its settings and its weight files, whatever they are loaded as.
+
+    Reads at most a megabyte of each file: its header, and evenly spaced pieces of its data.
+    """
+    settings = [sorted(config.to_dict().items()), sorted(extension.to_dict().items())]
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in sorted(folder.rglob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}".encode())
+        with file.open("rb") as data:
+            digest.update(data.read(1 << 16))
+            step = max(1 << 12, size // 240)
+            for place in range(0, size, step):
+                data.seek(place)
+                digest.update(data.read(1 << 12))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of_weights(lclm: LCLM) -> str:
+    """Identify a model that has no files yet by evenly spaced values of every tensor."""
+    digest = hashlib.sha256(repr(sorted(lclm.settings.to_dict().items())).encode())
+    for name, tensor in sorted(lclm.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // 256)][:256].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -214,7 +252,9 @@ def _half(
     """Load the decoder or the encoder: whole weights, or LoRA factors on their base."""
     is_lora = (folder / LORA_FILE).is_file()
     source: Path | str = folder
+    precision = options["dtype"]
     if is_lora:
+        options = {**options, "dtype": torch.float32}  # factors are merged in fp32, then rounded
         named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         if not named:
             raise CheckpointError(f"{folder}/adapter_config.json names no base model")
@@ -241,7 +281,9 @@ def _half(
         from peft import PeftModel
 
         lora = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        return lora if trainable else lora.merge_and_unload()
+        model = lora if trainable else lora.merge_and_unload()
+        for parameter in model.parameters():  # not `.to()`: it would round the rotary buffers too
+            parameter.data = parameter.data.to(precision)
     return model
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from octavo.assemble import add_lora, assemble_parts
-from octavo.checkpoint import Checkpoint, read, write
+from octavo.checkpoint import Checkpoint, fingerprint_of_weights, read, write
 from octavo.errors import TrainingError
 from octavo.files import write_text
 from octavo.prompt import PromptEncoder
@@ -89,7 +89,11 @@ class _Run:
             add_lora(lclm, config.lora.rank, config.lora.alpha, config.lora.encoder_rank)
         lclm.to(self.device)
         self.checkpoint = Checkpoint(
-            lclm, decoder_tokenizer, encoder_tokenizer, section.name or "run"
+            lclm,
+            decoder_tokenizer,
+            encoder_tokenizer,
+            section.name or "run",
+            fingerprint_of_weights(lclm),
         )
         self.prompts: PromptEncoder = self.checkpoint.prompts()
 

@@ -1,0 +1,244 @@
+"""A compressed context: the latents of one text, and where every one of them came from.
+
+Shapes: K latents, D decoder width.
+
+A context is compressed once and asked many times. It knows its ratio, its exact number of source
+tokens, the characters behind every latent (so that a passage can be read back), the compressor that
+made it and the text's sha256, and it lives in one safetensors file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from octavo.errors import ContextError, InputError
+from octavo.files import write_file
+
+FORMAT = "octavo-context"
+FORMAT_VERSION = 1
+
+
+class Compressor(Protocol):
+    """What `append` needs of a model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the weights that make and read latents."""
+        ...
+
+    def extend(self, context: "CompressedContext", text: str) -> "CompressedContext":
+        """Return `context` grown by `text`, as if the whole had been compressed at once."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CompressedContext:
+    """The latents of one text with their provenance. Immutable; every change makes a new one."""
+
+    latents: Tensor
+    """`KD`, in the width of the decoder they were made for."""
+    ratio: int
+    """Source tokens per latent; the last block of a text may hold fewer."""
+    block_tokens: Tensor
+    """`K`, source tokens behind each latent."""
+    offsets: Tensor
+    """`K2`, the characters `[start, stop)` of the text behind each latent."""
+    fingerprint: str
+    """Which compressor made it; no other may read it."""
+    compressor_name: str
+    text_sha256: str | None
+    """Of the text as UTF-8; None for a joined context whose parts did not keep theirs."""
+    text: str | None = None
+    """The raw text, if it was kept."""
+    is_whole: bool = True
+    """Whether this is one text compressed from its first token on, which `append` needs."""
+    compress_seconds: float = 0.0
+    compressor: Compressor | None = field(default=None, repr=False)
+    """The model that made it, while it is in memory."""
+
+    @property
+    def num_latents(self) -> int:
+        """How many slots it takes in a prompt."""
+        return len(self.latents)
+
+    @property
+    def source_tokens(self) -> int:
+        """How many source tokens it stands for, exactly."""
+        return int(self.block_tokens.sum())
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes its latents hold."""
+        return self.latents.numel() * self.latents.element_size()
+
+    def __len__(self) -> int:
+        """Return the number of latents."""
+        return len(self.latents)
+
+    def passage(self, first: int, last: int | None = None) -> str:
+        """Return the raw text behind latents `first..last` (one latent without `last`)."""
+        if self.text is None:
+            raise ContextError("this context was kept without its text; compress with keep_text=True")
+        stop = first + 1 if last is None else last
+        part = self[first:stop]
+        return part.text or ""
+
+    def __getitem__(self, blocks: slice) -> "CompressedContext":
+        """Return the context of some consecutive blocks; it cannot be appended to."""
+        if not isinstance(blocks, slice):
+            raise ContextError(f"slice a context with [start:stop], not with {blocks!r}")
+        first, stop, step = blocks.indices(len(self))
+        if step != 1 or first >= stop:
+            raise ContextError(
+                f"the slice [{blocks.start}:{blocks.stop}:{blocks.step}] selects no run of the "
+                f"{len(self)} latents; give start < stop without a step"
+            )
+        if (first, stop) == (0, len(self)):
+            return self
+        offsets = self.offsets[first:stop]
+        start_char, stop_char = int(offsets[0, 0]), int(offsets[-1, 1])
+        text = self.text[start_char:stop_char] if self.text is not None else None
+        return replace(
+            self,
+            latents=self.latents[first:stop].clone(),
+            block_tokens=self.block_tokens[first:stop].clone(),
+            offsets=offsets - start_char,
+            text=text,
+            text_sha256=sha256_of(text) if text is not None else None,
+            is_whole=False,
+            compress_seconds=0.0,
+        )
+
+    @classmethod
+    def join(cls, contexts: Iterable["CompressedContext"]) -> "CompressedContext":
+        """Lay contexts of one compressor and one ratio end to end, as one span."""
+        parts = list(contexts)
+        if not parts:
+            raise ContextError("nothing to join; give at least one context")
+        first = parts[0]
+        for part in parts[1:]:
+            part.check_made_by(first.fingerprint, first.compressor_name)
+            if part.ratio != first.ratio:
+                raise ContextError(
+                    f"cannot join contexts of ratios {first.ratio} and {part.ratio}; "
+                    "compress them at one ratio"
+                )
+        texts = [part.text for part in parts]
+        text = "".join(t for t in texts if t is not None) if None not in texts else None
+        shift, shifted = 0, []
+        for part in parts:
+            shifted.append(part.offsets + shift)
+            shift += int(part.offsets[-1, 1]) if part.text is None else len(part.text)
+        return replace(
+            first,
+            latents=torch.cat([part.latents for part in parts]),
+            block_tokens=torch.cat([part.block_tokens for part in parts]),
+            offsets=torch.cat(shifted),
+            text=text,
+            text_sha256=sha256_of(text) if text is not None else None,
+            is_whole=len(parts) == 1 and first.is_whole,
+            compress_seconds=sum(part.compress_seconds for part in parts),
+        )
+
+    def append(self, text: str, compressor: Compressor | None = None) -> "CompressedContext":
+        """Return this context grown by `text`; equal to compressing the whole text at once.
+
+        Encodes only windows that change. A context loaded from disk needs its model given.
+        Raises `ContextError` for a slice, a join, or a context that did not keep its text.
+        """
+        model = compressor or self.compressor
+        if model is None:
+            raise ContextError("this context was loaded from a file; pass its model: append(text, model)")
+        if not self.is_whole or self.text is None:
+            reason = "is a slice or a join" if self.text is not None else "did not keep its text"
+            raise ContextError(f"this context {reason}, so it cannot grow; compress the whole text")
+        if not text:
+            raise InputError("the text to append is empty")
+        return model.extend(self, text)
+
+    def check_made_by(self, fingerprint: str, name: str) -> None:
+        """Refuse use with another compressor, saying which made it and which was to read it."""
+        if self.fingerprint != fingerprint:
+            raise ContextError(
+                f"this context was compressed by {self.compressor_name} ({self.fingerprint}), and "
+                f"{name} ({fingerprint}) cannot read its latents; compress the text again with {name}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        tensors = {
+            "latents": self.latents.detach().cpu().contiguous(),
+            "block_tokens": self.block_tokens.to(torch.int32).contiguous(),
+            "offsets": self.offsets.to(torch.int64).contiguous(),
+        }
+        if self.text is not None:
+            encoded = bytearray(self.text.encode("utf-8"))
+            tensors["text"] = torch.frombuffer(encoded, dtype=torch.uint8)
+        about = {
+            "format_version": FORMAT_VERSION,
+            "ratio": self.ratio,
+            "fingerprint": self.fingerprint,
+            "compressor_name": self.compressor_name,
+            "text_sha256": self.text_sha256,
+            "is_whole": self.is_whole,
+            "compress_seconds": self.compress_seconds,
+        }
+        metadata = {"format": FORMAT, "context": json.dumps(about)}
+        write_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CompressedContext":
+        """Read a context; raises `ContextError` for a file that is missing, cut off or foreign."""
+        path = Path(path)
+        if not path.is_file():
+            raise ContextError(f"no context at {path}; give a file that `octavo compress` wrote")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                names = set(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ContextError(f"{path} is damaged or no context ({error}); make it again") from error
+        if metadata.get("format") != FORMAT:
+            raise ContextError(f"{path} is a safetensors file but no context; compress a text first")
+        about = json.loads(metadata["context"])
+        if about["format_version"] > FORMAT_VERSION:
+            raise ContextError(f"{path} was written by a newer octavo; upgrade to read it")
+        text = tensors["text"].numpy().tobytes().decode("utf-8") if "text" in tensors else None
+        context = cls(
+            latents=tensors["latents"],
+            ratio=about["ratio"],
+            block_tokens=tensors["block_tokens"].long(),
+            offsets=tensors["offsets"],
+            fingerprint=about["fingerprint"],
+            compressor_name=about["compressor_name"],
+            text_sha256=about["text_sha256"],
+            text=text,
+            is_whole=about["is_whole"],
+            compress_seconds=about["compress_seconds"],
+        )
+        if text is not None and sha256_of(text) != context.text_sha256:
+            raise ContextError(f"{path}: the text does not match its sha256; make it again")
+        return context
+
+
+def is_context_file(path: Path) -> bool:
+    """Return whether `path` looks like a saved context, without reading its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def sha256_of(text: str) -> str:
+    """Return the hex sha256 of a text as UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

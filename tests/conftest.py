@@ -1,0 +1,43 @@
+"""Shared pieces: the golden checkpoints, and models made of them in milliseconds."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch and the hub are imported: tests never touch the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+import octavo
+
+WIRE = Path(__file__).parent / "fixtures" / "wire"
+CHECKPOINT = WIRE / "A_mean_causal_r4_w16" / "checkpoint"
+"""The golden checkpoint most tests use: ratio 4, windows of 16 tokens, 2 layers."""
+
+TEXT = (
+    "Before the ferry left, Ines copied the tide table: 04:10 low, 10:35 high, 16:50 low. "
+    'The clerk\'s note said "three crates, none sealed". Row 7 lists copper wire, 18 metres; '
+    "row 8 is empty. Nobody had signed for the lamp oil, yet the cellar was full of it. "
+)
+
+
+@pytest.fixture(scope="session")
+def model() -> octavo.Model:
+    """A whole model on the local engine."""
+    return octavo.load(CHECKPOINT, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def fake_model() -> octavo.Model:
+    """The same settings and tokenizers on the fake engine."""
+    return octavo.load(CHECKPOINT, engine="fake")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> Iterator[None]:
+    """Let no test depend on the one before."""
+    torch.manual_seed(0)
+    yield
