@@ -39,6 +39,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "octavo"
 
 
+def base_folder() -> Path:
+    """Return where the dequantised base belongs, whether or not it is there yet."""
+    return cache_folder() / "bases" / f"{BASE_NAME}-{BASE_SHA256[:12]}"
+
+
 def ensure_base(source: Path | None = None, progress: Progress | None = None) -> Path:
     """Return the folder of the dequantised base, fetching and unpacking it on first use.
 
@@ -47,7 +52,7 @@ def ensure_base(source: Path | None = None, progress: Progress | None = None) ->
     the first time, nothing afterwards. Takes 270 MB in the cache.
     """
     report = progress or (lambda what, done, total: None)
-    folder = cache_folder() / "bases" / f"{BASE_NAME}-{BASE_SHA256[:12]}"
+    folder = base_folder()
     if (folder / "model.safetensors").is_file():
         return folder
     named = source or (Path(chosen) if (chosen := os.environ.get("OCTAVO_BASE")) else None)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from octavo.assemble import build, first_layers, load_base
+from octavo.assembly import build, first_layers, load_base, quiet
 from octavo.base import Progress
 from octavo.config import (
     EXTENSION_FILE,
@@ -260,11 +260,12 @@ def _half(
             raise CheckpointError(f"{folder}/adapter_config.json names no base model")
         source = load_base(str(named), base, progress)
     try:
-        if num_layers is None:
+        with quiet():
+            if num_layers is not None:
+                kind = AutoModelForCausalLM  # the first layers are taken from a whole model
             model = kind.from_pretrained(source, use_safetensors=True, **options)
-        else:
-            whole = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
-            model = first_layers(whole.base_model, num_layers)
+        if num_layers is not None:
+            model = first_layers(model.base_model, num_layers)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot load {source} ({type(error).__name__}: {_first_line(error)}); "
@@ -326,7 +327,8 @@ def _write_half(module: Any, folder: Path, dtype: torch.dtype | None) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # a model card template full of blanks
         file = folder / LORA_FILE
     else:
-        module.save_pretrained(str(folder))
+        with quiet():
+            module.save_pretrained(str(folder))
         file = folder / "model.safetensors"
     if dtype is not None and file.is_file():
         save_file(_cast(load_file(file), dtype), file, metadata={"format": "pt"})

@@ -593,7 +593,7 @@ def assemble(
     `encoder_layers` keeps the encoder's first layers. `settings` are further keys of
     `model_config.json`. The adapter is fresh: train it, or the latents mean nothing.
     """
-    from octavo.assemble import assemble_parts
+    from octavo.assembly import assemble_parts
     from octavo.checkpoint import Checkpoint, fingerprint_of_weights, parse_dtype
     from octavo.engine.local import LocalEngine
 

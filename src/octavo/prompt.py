@@ -22,6 +22,10 @@ from octavo.errors import CheckpointError, PromptError
 Message = Mapping[str, Any]
 
 
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
+"""For decoders that were never taught to chat."""
+
+
 class HasLatents(Protocol):
     """What may stand in a prompt already compressed."""
 
@@ -109,12 +113,9 @@ class PromptEncoder:
 
         A message's content is a string, or a list of parts `{"type": "text", "text": …}` and
         `{"type": "memory", "text": …}` or `{"type": "memory", "context": …}`. With `trusted`, tags
-        and control tokens inside strings are live: for template authors only.
+        and control tokens inside strings are live: for template authors only. A decoder without a
+        chat template reads the contents line by line.
         """
-        if not getattr(self.decoder_tokenizer, "chat_template", None):
-            raise PromptError(
-                "the decoder's tokenizer has no chat template; give the whole prompt as one string"
-            )
         guard, mark = _unused_characters(messages, 2)
         inserts: list[Any] = []
         guarded = [
@@ -122,7 +123,10 @@ class PromptEncoder:
             for message in _checked(messages)
         ]
         rendered = self.decoder_tokenizer.apply_chat_template(
-            guarded, tokenize=False, add_generation_prompt=add_generation_prompt
+            guarded,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            chat_template=getattr(self.decoder_tokenizer, "chat_template", None) or PLAIN_TEMPLATE,
         )
         return self._encode(rendered, ratio, guard, mark, inserts)
 

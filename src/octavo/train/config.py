@@ -76,6 +76,7 @@ class DataSection:
     max_documents: int = 2000
     """Documents kept of each file, spread evenly over it."""
     max_document_chars: int = 200_000
+    """Longer records are cut off here; longer `.txt` files become several documents."""
     weights: dict[str, float] = field(
         default_factory=lambda: {"reconstruction": 0.5, "interleaved": 0.5, "qa": 0.0}
     )
@@ -160,6 +161,8 @@ class RunConfig:
         for name, stage in self.stages.items():
             if name not in STAGES:
                 raise TrainingError(f"unknown stage {name!r}{_did_you_mean(name, STAGES)}")
+            # Decay would move the other rows of an embedding that is frozen but for these.
+            memory_rows = stage.weight_decay.keys() & {"memory_rows"}
             groups = typing.get_args(Group)
             for group in [*stage.lr, *stage.weight_decay]:
                 if group not in groups:
@@ -168,8 +171,26 @@ class RunConfig:
                     )
             if stage.steps and not stage.lr:
                 raise TrainingError(f"stages.{name} has steps but no lr: nothing would be trained")
+            if unused := sorted(stage.weight_decay.keys() - stage.lr.keys() | memory_rows):
+                raise TrainingError(
+                    f"stages.{name}.weight_decay names {unused[0]!r}, which this stage does not "
+                    "train or never decays; drop it"
+                )
+            for group, rate in stage.lr.items():
+                if not 0 <= rate < float("inf"):
+                    raise TrainingError(f"stages.{name}.lr.{group} is {rate}, expected at least 0")
+            if not 0 <= stage.min_lr_ratio <= 1:
+                raise TrainingError(
+                    f"stages.{name}.min_lr_ratio is {stage.min_lr_ratio}, expected 0 to 1"
+                )
+            if stage.steps < 0 or not 0 <= stage.warmup_steps <= stage.steps:
+                raise TrainingError(
+                    f"stages.{name} has {stage.steps} steps and {stage.warmup_steps} warmup_steps; "
+                    "expected 0 <= warmup_steps <= steps"
+                )
         if not self.data.train:
             raise TrainingError("data.train is empty; name at least one text file")
+        self._check_numbers()
         data = self.data
         for lengths in (data.span_tokens, data.copy_tokens, data.target_tokens):
             if len(lengths) != 2 or not 1 <= lengths[0] <= lengths[1]:
@@ -179,6 +200,27 @@ class RunConfig:
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers too small to mean anything, naming the key."""
+        least = {"lora.rank": 0, "seed": 0}
+        counts = (
+            *("lora.rank", "lora.alpha", "data.max_documents", "data.max_document_chars", "seed"),
+            *("data.max_pairs", "batch_size", "micro_batch_size", "max_grad_norm", "save_every"),
+            *("log_every", "measure_every", "measure_examples"),
+        )
+        for where in counts:
+            value: Any = self
+            for name in where.split("."):
+                value = getattr(value, name)
+            bound = least.get(where, 1)
+            if where == "max_grad_norm":
+                if not value > 0:
+                    raise TrainingError(f"max_grad_norm is {value}, expected more than 0")
+            elif value < bound:
+                raise TrainingError(f"{where} is {value}, expected at least {bound}")
+        if self.lora.encoder_rank is not None and self.lora.encoder_rank < 1:
+            raise TrainingError(f"lora.encoder_rank is {self.lora.encoder_rank}, expected at least 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included."""
@@ -221,7 +263,8 @@ def _build(kind: Any, values: Any, where: str) -> Any:
         if values not in arguments:
             raise TrainingError(f"{where} is {values!r}, expected one of {', '.join(arguments)}")
         return values
-    if origin is list and isinstance(values, list):
+    if origin is list:  # one value may stand for a list of one: --set data.train=book.txt
+        values = values if isinstance(values, list) else [values]
         return [_build(arguments[0], value, where) for value in values]
     if origin is dict and isinstance(values, dict):
         return {name: _build(arguments[1], v, f"{where}.{name}") for name, v in values.items()}

@@ -1,20 +1,26 @@
 """Run one stage of training: step, log, measure, save, resume.
 
-The loop owns nothing but the trainable parameters, the optimizer and a step count: examples are a
-function of the step, so a checkpoint of these three resumes bit for bit. Checkpoints are folders
-of safetensors that appear complete or not at all.
+The loop owns nothing but the trainable parameters, the optimizer and a step count: examples and
+dropout are functions of the step, so a checkpoint of these three resumes bit for bit. Checkpoints
+are folders of safetensors that appear complete or not at all.
 """
 
 import contextlib
 import json
 import math
 import re
+import shutil
+import signal
+import threading
 import time
+import typing
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +28,7 @@ from octavo.config import read_json
 from octavo.errors import TrainingError
 from octavo.files import new_folder
 from octavo.nn import LCLM
-from octavo.train.config import RunConfig, StageSection
+from octavo.train.config import Group, RunConfig, StageSection
 from octavo.train.data import Example, Examples
 from octavo.train.loss import score
 
@@ -32,7 +38,11 @@ MAX_SKIPPED_STEPS = 10
 
 
 def learning_rate(step: int, stage: StageSection, peak: float) -> float:
-    """Return the rate of optimizer step `step` (from 0): linear warm-up, then cosine to the floor."""
+    """Return the rate of optimizer step `step`, counted from 0.
+
+    It rises linearly to the peak over `warmup_steps`, whose last step is the first at the peak, and
+    falls as a half cosine that would reach the floor at step `steps`, one after the last.
+    """
     if step < stage.warmup_steps:
         return peak * (step + 1) / stage.warmup_steps
     span = max(1, stage.steps - stage.warmup_steps)
@@ -49,13 +59,19 @@ def group_of(name: str) -> str:
     return {"residual": "adapter"}.get(part, part)
 
 
-def set_trainable(model: LCLM, groups: set[str]) -> dict[str, dict[str, nn.Parameter]]:
+def set_trainable(
+    model: LCLM, groups: typing.Collection[str]
+) -> dict[str, dict[str, nn.Parameter]]:
     """Freeze everything but `groups` and return their parameters by group and name.
 
     A decoder or encoder under LoRA trains its low-rank factors only. `memory_rows` are the three
-    memory tokens' embeddings; without LoRA the other rows' gradients are masked to zero.
+    memory tokens' embeddings; without LoRA that is the whole embedding, and `Stage` drops the
+    gradient of its other rows.
     """
-    chosen: dict[str, dict[str, nn.Parameter]] = {group: {} for group in groups}
+    # In one order everywhere: the gradient norm is a sum, and sums depend on their order.
+    chosen: dict[str, dict[str, nn.Parameter]] = {
+        group: {} for group in typing.get_args(Group) if group in groups
+    }
     has_lora = {group: False for group in ("encoder", "decoder")}
     for name, _ in model.named_parameters():
         if "lora_" in name:
@@ -68,25 +84,20 @@ def set_trainable(model: LCLM, groups: set[str]) -> dict[str, dict[str, nn.Param
         if is_chosen:
             chosen[group][name] = parameter
     if "memory_rows" in groups and not chosen["memory_rows"]:
-        chosen["memory_rows"] = _masked_embedding(model, is_whole="decoder" in groups)
+        if "decoder" in groups:
+            raise TrainingError(
+                "a decoder trained whole moves its memory rows with it; drop the lr of memory_rows, "
+                "or set lora.rank"
+            )
+        weight = model.get_input_embeddings().weight
+        assert isinstance(weight, nn.Parameter)
+        weight.requires_grad_(True)
+        name = next(n for n, parameter in model.named_parameters() if parameter is weight)
+        chosen["memory_rows"][name] = weight
     for group, parameters in chosen.items():
-        if not parameters and not (group == "memory_rows" and "decoder" in groups):
+        if not parameters:
             raise TrainingError(f"the group {group!r} has no parameters in this model; drop its lr")
-    return {group: parameters for group, parameters in chosen.items() if parameters}
-
-
-def _masked_embedding(model: LCLM, *, is_whole: bool) -> dict[str, nn.Parameter]:
-    """Let only the memory tokens' rows of a frozen decoder's embedding move."""
-    if is_whole:  # a decoder trained whole trains all rows anyway
-        return {}
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, nn.Parameter)
-    weight.requires_grad_(True)
-    mask = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
-    mask[model.config.memory_token_ids] = 1
-    weight.register_hook(lambda gradient: gradient * mask)
-    name = next(n for n, parameter in model.named_parameters() if parameter is weight)
-    return {name: weight}
+    return chosen
 
 
 class Stage:
@@ -106,8 +117,10 @@ class Stage:
         self.name, self.model, self.examples = name, model, examples
         self.config, self.settings = config, config.stages[name]
         self.folder, self.log, self.measure = folder, log, measure
-        self.step, self.skipped = 0, 0
-        self.parameters = set_trainable(model, set(self.settings.lr))
+        self.step, self.skipped, self.measured_step = 0, 0, 0
+        self.parameters = set_trainable(model, self.settings.lr)
+        rows = self.parameters.get("memory_rows", {})
+        self._whole_embeddings = [p for name, p in rows.items() if "trainable_tokens" not in name]
         groups = [
             {
                 "params": list(parameters.values()),
@@ -123,16 +136,12 @@ class Stage:
         """Take the remaining steps. Ctrl-C saves a checkpoint before it is passed on."""
         self.model.train()
         try:
+            self._measure_if_due()  # the step may have been saved before it was measured
             while self.step < self.settings.steps:
-                row = self._take_step()
-                if self.step % self.config.log_every == 0 or self.step == self.settings.steps:
-                    self.log(row)
+                loss = self._take_step()
                 if on_step is not None:
-                    on_step(self.step, row["loss"])
-                if self.measure and self.step % self.config.measure_every == 0:
-                    self.model.eval()
-                    self.log({"stage": self.name, "step": self.step, "measured": self.measure()})
-                    self.model.train()
+                    on_step(self.step, loss)
+                self._measure_if_due()
                 if self.step % self.config.save_every == 0:
                     self.save()
         except KeyboardInterrupt:
@@ -140,6 +149,21 @@ class Stage:
             raise
         finally:
             self.model.eval()
+
+    def _is_due(self, every: int) -> bool:
+        return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
+
+    def _measure_if_due(self) -> None:
+        """Measure every `measure_every` steps and at the end, once each, also after a resume."""
+        if self.measure is None or self.measured_step == self.step:
+            return
+        if self._is_due(self.config.measure_every):
+            self.model.eval()
+            measured = self.measure()
+            self.model.train()
+            with _uninterrupted():
+                self.log({"stage": self.name, "step": self.step, "measured": measured})
+                self.measured_step = self.step
 
     def _batch(self) -> list[list[Example]]:
         """Return the micro-batches of the current step, each of examples of like length."""
@@ -150,9 +174,11 @@ class Stage:
         size = config.micro_batch_size
         return [batch[i : i + size] for i in range(0, len(batch), size)]
 
-    def _take_step(self) -> dict[str, Any]:
-        """Take one optimizer step; the loss is the mean over all scored tokens of the step."""
+    def _take_step(self) -> float:
+        """Take and log one optimizer step; its loss is the mean over all its scored tokens."""
         started = time.perf_counter()
+        # Dropout, where a model has any, is a function of the step too.
+        torch.manual_seed(zlib.crc32(f"{self.config.seed}/{self.name}/{self.step}".encode()))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings, self.settings.lr[group["name"]])
         micro_batches = self._batch()
@@ -167,36 +193,45 @@ class Stage:
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().cpu()
             hits += int(scored.is_hit_P.sum())
+        self._keep_memory_rows()
         norm = nn.utils.clip_grad_norm_(self._all_parameters(), self.config.max_grad_norm)
-        self._step_unless_broken(norm, total)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return {
+        is_finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
+        row = {
             "stage": self.name,
-            "step": self.step,
-            "loss": round(float(total), 5),
-            "accuracy": round(hits / max(1, num_scored), 4),
-            "grad_norm": round(float(norm), 4),
+            "step": self.step + 1,
+            "loss": _rounded(total, 5),
+            "accuracy": round(hits / num_scored, 4),
+            "grad_norm": _rounded(norm, 4),
             "lr": {g["name"]: g["lr"] for g in self.optimizer.param_groups},
             "scored_tokens": num_scored,
             "decoder_tokens": sum(len(e.input_ids) for e in examples),
             "source_tokens": sum(len(span) for e in examples for span in e.spans),
-            "seconds": round(time.perf_counter() - started, 3),
         }
-
-    def _step_unless_broken(self, norm: Tensor, loss: Tensor) -> None:
-        """Skip a step whose loss or gradient is not finite; give up after ten in a row."""
-        if bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)):
-            self.optimizer.step()
-            self.skipped = 0
-            return
-        self.skipped += 1
-        self.log({"stage": self.name, "step": self.step, "skipped": "loss or gradient not finite"})
+        with _uninterrupted():
+            if is_finite:
+                self.optimizer.step()
+            else:
+                row["skipped"] = "loss or gradient not finite"
+            self.skipped = 0 if is_finite else self.skipped + 1
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            row["seconds"] = round(time.perf_counter() - started, 3)
+            if self._is_due(self.config.log_every) or not is_finite:
+                self.log(row)
         if self.skipped >= MAX_SKIPPED_STEPS:
             raise TrainingError(
                 f"{MAX_SKIPPED_STEPS} steps in a row had a loss or gradient that is not finite "
                 f"(stage {self.name}, step {self.step}); lower the learning rates"
             )
+        return float(total)
+
+    def _keep_memory_rows(self) -> None:
+        """Drop the gradient of every row but the memory tokens' of an otherwise frozen embedding."""
+        for weight in self._whole_embeddings:
+            if weight.grad is not None:
+                kept = weight.grad[self.model.config.memory_token_ids]
+                weight.grad.zero_()
+                weight.grad[self.model.config.memory_token_ids] = kept
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "fp32":
@@ -222,13 +257,21 @@ class Stage:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"{key}/{name}"] = value.detach().cpu().contiguous().clone()
         weights = {name: p.detach().cpu().contiguous().clone() for name, p in named.items()}
+        place = {
+            "stage": self.name,
+            "step": self.step,
+            "skipped": self.skipped,
+            "measured_step": self.measured_step,
+        }
         with new_folder(path) as temporary:
-            save_file(weights, temporary / "weights.safetensors")
-            save_file(state, temporary / "optimizer.safetensors")
-            place = {"stage": self.name, "step": self.step, "skipped": self.skipped}
-            (temporary / "state.json").write_text(json.dumps(place))
+            try:
+                save_file(weights, temporary / "weights.safetensors")
+                save_file(state, temporary / "optimizer.safetensors")
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(str(error)) from error
+            (temporary / "state.json").write_text(json.dumps(place), encoding="utf-8")
         for older in self._checkpoints()[:-1]:
-            _remove(older)
+            shutil.rmtree(older)
         return path
 
     def resume(self) -> bool:
@@ -236,8 +279,16 @@ class Stage:
         if not (found := self._checkpoints()):
             return False
         named = self._named()
-        weights = load_file(found[-1] / "weights.safetensors")
-        if weights.keys() != named.keys():
+        place = read_json(found[-1] / "state.json")
+        try:
+            weights = load_file(found[-1] / "weights.safetensors")
+            state = load_file(found[-1] / "optimizer.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{found[-1]} is damaged ({error}); remove it to start the stage again"
+            ) from error
+        shapes = {name: parameter.shape for name, parameter in named.items()}
+        if {name: weight.shape for name, weight in weights.items()} != shapes:
             raise TrainingError(
                 f"{found[-1]} was written by a run that trained other parameters; "
                 "use the same recipe, or another output folder"
@@ -245,13 +296,13 @@ class Stage:
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(weights[name])
-        for key_and_name, value in load_file(found[-1] / "optimizer.safetensors").items():
+        for key_and_name, value in state.items():
             key, name = key_and_name.split("/", 1)
             parameter = named[name]
             value = value if key == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][key] = value
-        place = read_json(found[-1] / "state.json")
         self.step, self.skipped = place["step"], place["skipped"]
+        self.measured_step = place["measured_step"]
         return True
 
     def _checkpoints(self) -> list[Path]:
@@ -259,7 +310,22 @@ class Stage:
         return sorted(path for path in found if re.fullmatch(r"checkpoint-\d{8}", path.name))
 
 
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+def _rounded(value: Tensor, digits: int) -> float | None:
+    """Return a number for the log; JSON has none for what is not finite."""
+    return round(float(value), digits) if bool(torch.isfinite(value)) else None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends, so that no step is ever half taken."""
+    if threading.current_thread() is not threading.main_thread():  # where Ctrl-C never arrives
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)

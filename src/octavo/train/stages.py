@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from octavo.assemble import add_lora, assemble_parts
+from octavo.assembly import add_lora, assemble_parts
 from octavo.checkpoint import Checkpoint, fingerprint_of_weights, read, write
 from octavo.errors import TrainingError
 from octavo.files import write_text

@@ -6,6 +6,8 @@ that the first latents are neither invisible nor deafening.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from octavo.base import BASE_NAME, Progress, ensure_base
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
@@ -32,6 +35,20 @@ def load_base(name: str, base: Path | None = None, progress: Progress | None = N
     if name not in (PINNED_BASE, "octavo:smollm2"):
         raise CheckpointError(f"unknown base {name!r}; this octavo pins {PINNED_BASE}: upgrade")
     return str(ensure_base(base, progress))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing progress bars of its own: a library does not draw."""
+    logger = transformers_logging
+    if not logger.is_progress_bar_enabled():
+        yield
+        return
+    logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.enable_progress_bar()
 
 
 def first_layers(body: PreTrainedModel, num_layers: int) -> PreTrainedModel:
@@ -163,7 +180,8 @@ def _load(
     folder = load_base(str(source), base)
     kind = AutoModelForCausalLM if head else AutoModel
     try:
-        model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        with quiet():
+            model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         return model, tokenizer or AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]

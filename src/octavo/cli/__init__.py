@@ -1,0 +1,135 @@
+"""The command line: one table of verbs, one place where errors become exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to stdout, all else to
+stderr. Importing this package imports neither torch nor transformers; a verb does, when it runs.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import octavo
+from octavo.cli.answer import chat, compress, generate
+from octavo.cli.inputs import Misuse, one_line
+from octavo.cli.models import info, pull
+from octavo.cli.training import train
+from octavo.errors import OctavoError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""What a shell reports for a program that SIGPIPE ended."""
+
+app = typer.Typer(
+    name="octavo",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in (compress, generate, chat, info, pull, train):
+    app.command()(_verb)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"octavo {octavo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _octavo(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show tracebacks and warnings; may also follow the command."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Learned context compression: fold a long text into latents once, and ask many times."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line (by default the process's own) and leave with its exit code."""
+    args, is_debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    try:
+        with contextlib.nullcontext() if is_debug else _quiet():
+            code = _run(args or ["--help"])
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        typer.echo(str(stop) or "interrupted", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        _drop_stdout()
+        code = BROKEN_PIPE
+    except Exception as error:
+        if is_debug:
+            traceback.print_exc()
+        message, code = _describe(error)
+        typer.echo(f"error: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _run(args: list[str]) -> int:
+    """Parse and run; typer's own `main` would print its errors in its own way."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("octavo", args) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+def _take_debug(args: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `--debug` out of the line wherever it stands, so that no verb has to declare it."""
+    end = args.index("--") if "--" in args else len(args)
+    is_debug = "--debug" in args[:end]
+    return [*(arg for arg in args[:end] if arg != "--debug"), *args[end:]], is_debug
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the chatter of other libraries off stderr."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """Return an error as one line that names the cure, and its exit code."""
+    if isinstance(error, OctavoError):
+        return one_line(str(error)), 2 if isinstance(error, Misuse) else 1
+    # The parser's errors live in click or inside typer, as typer's version has it.
+    if hasattr(error, "format_message"):
+        asked = getattr(error, "ctx", None)
+        path = asked.command_path if asked is not None else "octavo"
+        message = one_line(error.format_message()).rstrip(".")
+        return f"{message}; see `{path} --help`", getattr(error, "exit_code", 2)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "out of memory; shorten the text, raise --ratio, or try --device cpu", 1
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}; check the place and the space there", 1
+    what = one_line(str(error)) or "no message"
+    return f"unexpected {type(error).__name__}: {what}; add --debug for the traceback", 1
+
+
+def _drop_stdout() -> None:
+    """Let Python's last flush of stdout go nowhere instead of failing again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

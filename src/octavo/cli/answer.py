@@ -1,0 +1,288 @@
+"""`octavo compress`, `octavo generate` and `octavo chat`: texts in, contexts and answers out."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from octavo.cli.inputs import (
+    check_contexts_exist,
+    check_output,
+    check_single_stdin,
+    format_bytes,
+    read_question,
+    read_text,
+)
+from octavo.cli.options import (
+    AsJson,
+    Base,
+    Contexts,
+    Device,
+    Dtype,
+    EngineName,
+    Files,
+    MaxNewTokens,
+    ModelChoice,
+    ModelName,
+    Ratio,
+    Report,
+    Revision,
+    Seed,
+    Temperature,
+    bars,
+    open_model,
+)
+from octavo.errors import InputError, PromptError
+
+if TYPE_CHECKING:
+    from octavo.context import CompressedContext
+    from octavo.model import Completion, Model
+
+
+def compress(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="A UTF-8 text; - is stdin.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT.safetensors", help="Where the context goes."),
+    ],
+    ratio: Ratio = None,
+    model: ModelName = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    base: Base = None,
+    engine: EngineName = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Fold a text into latents, and save them as a context to ask many times."""
+    check_output(output, file)
+    text = read_text(file)
+    choice = ModelChoice(
+        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
+    )
+    with bars() as report:
+        loaded = open_model(choice, report)
+        started = time.perf_counter()
+        context = _compress(loaded, text, ratio, report)
+        context.save(output)
+    seconds = time.perf_counter() - started
+    size = output.stat().st_size
+    line = (
+        f"{output}: {context.source_tokens:,} tokens -> {context.num_latents:,} latents "
+        f"({context.ratio}x), {format_bytes(size)}, {context.compress_seconds:.1f} s"
+    )
+    typer.echo(line, err=as_json)
+    if as_json:
+        _echo_json(
+            {
+                "text": "",
+                "path": str(output),
+                "usage": {
+                    "source_tokens": context.source_tokens,
+                    "latents": context.num_latents,
+                    "ratio": context.ratio,
+                    "prompt_tokens": 0,
+                    "completion_tokens": 0,
+                },
+                "timings": {
+                    "compress_seconds": context.compress_seconds,
+                    "ttft_seconds": 0.0,
+                    "total_seconds": seconds,
+                },
+                "bytes": size,
+                "fingerprint": context.fingerprint,
+            }
+        )
+
+
+def generate(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="- reads it from stdin.")],
+    context: Contexts = None,
+    file: Files = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Put the uncompressed text in the prompt: the baseline.")
+    ] = False,
+    ratio: Ratio = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Ends the answer, and is left out of it; repeatable."),
+    ] = None,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the answer once it is whole.")
+    ] = False,
+    model: ModelName = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    base: Base = None,
+    engine: EngineName = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about contexts and texts; contexts come first in the prompt, then files."""
+    places, files = context or [], file or []
+    check_single_stdin(question, *files)
+    check_contexts_exist(places)
+    question = read_question(question)
+    texts = [read_text(one) for one in files]
+    choice = ModelChoice(
+        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
+    )
+    with bars() as report:
+        loaded = open_model(choice, report)
+        contexts, seconds = _gather(loaded, places, texts, None if raw else report, ratio)
+    options: dict[str, Any] = {
+        "raw": raw, "ratio": ratio, "max_new_tokens": max_new_tokens,
+        "temperature": temperature, "seed": seed, "stop": stop,
+    }  # fmt: skip
+    if as_json or no_stream:
+        completion = loaded.generate(question, contexts, **options)
+    else:
+        stream = loaded.stream(question, contexts, **options)
+        for piece in stream:
+            typer.echo(piece, nl=False)
+        typer.echo()
+        assert stream.completion is not None
+        completion = stream.completion
+    completion = _with_compression(completion, seconds)
+    if as_json:
+        _echo_json(completion.to_dict())
+        return
+    if no_stream:
+        typer.echo(completion.text)
+    typer.echo(_account(completion), err=True)
+
+
+def chat(
+    context: Contexts = None,
+    file: Files = None,
+    ratio: Ratio = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    model: ModelName = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    base: Base = None,
+    engine: EngineName = "local",
+) -> None:
+    """Talk about contexts and texts, one line a turn; /quit or Ctrl-D ends, Ctrl-C stops an answer.
+
+    Lines are read from stdin, so --file cannot be - here.
+    """
+    places, files = context or [], file or []
+    check_single_stdin("-", *files)
+    check_contexts_exist(places)
+    texts = [read_text(one) for one in files]
+    choice = ModelChoice(
+        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
+    )
+    with bars() as report:
+        loaded = open_model(choice, report)
+        contexts, _ = _gather(loaded, places, texts, report, ratio)
+    options: dict[str, Any] = {
+        "ratio": ratio, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed
+    }  # fmt: skip
+    turns: list[dict[str, Any]] = []
+    for line in _lines():
+        turns.append({"role": "user", "content": line})
+        try:
+            answer = _say(loaded, turns, contexts, options)
+        except PromptError as error:
+            typer.echo(f"error: {error}", err=True)
+            answer = ""
+        if answer:
+            turns.append({"role": "assistant", "content": answer})
+        else:
+            turns.pop()
+
+
+def _say(
+    model: "Model", turns: list[dict[str, Any]], contexts: list[Any], options: dict[str, Any]
+) -> str:
+    """Show the answer as it is made, and return what was shown; Ctrl-C ends only the answer."""
+    stream = model.stream(messages=turns, context=contexts, **options)
+    shown = ""
+    try:
+        for piece in stream:
+            typer.echo(piece, nl=False)
+            shown += piece
+    except KeyboardInterrupt:
+        stream.close()
+    typer.echo()
+    return shown
+
+
+def _lines() -> Iterator[str]:
+    """Yield what the user says, until /quit or the end of stdin."""
+    is_terminal = sys.stdin.isatty()
+    while True:
+        if is_terminal:
+            try:
+                line = input("> ")
+            except EOFError:
+                typer.echo(err=True)
+                return
+        else:
+            data = sys.stdin.buffer.readline()
+            if not data:
+                return
+            try:
+                line = data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError("stdin is not UTF-8; convert it with iconv first") from error
+        if line.strip() == "/quit":
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _gather(
+    model: "Model", places: list[Path], texts: list[str], report: Report | None, ratio: int | None
+) -> tuple[list["CompressedContext | str"], float]:
+    """Load contexts and compress texts; without a `report`, texts stay raw. Also the seconds."""
+    contexts: list[CompressedContext | str] = [model.load_context(place) for place in places]
+    if report is None:
+        return [*contexts, *texts], 0.0
+    fresh = [_compress(model, text, ratio, report) for text in texts]
+    return [*contexts, *fresh], sum(one.compress_seconds for one in fresh)
+
+
+def _compress(model: "Model", text: str, ratio: int | None, report: Report) -> "CompressedContext":
+    return model.compress(
+        text, ratio, on_tokens=lambda done, total: report("compressing", done, total)
+    )
+
+
+def _with_compression(completion: "Completion", seconds: float) -> "Completion":
+    """Count the compression that we did ourselves, so that it could show a bar."""
+    timings = replace(
+        completion.timings,
+        compress_seconds=completion.timings.compress_seconds + seconds,
+        ttft_seconds=completion.timings.ttft_seconds + seconds,
+        total_seconds=completion.timings.total_seconds + seconds,
+    )
+    return replace(completion, timings=timings)
+
+
+def _account(completion: "Completion") -> str:
+    usage, timings = completion.usage, completion.timings
+    folded = ""
+    if usage.latents:
+        folded = f"{usage.source_tokens:,} tokens -> {usage.latents:,} latents ({usage.ratio}x); "
+    return (
+        f"{folded}prompt {usage.prompt_tokens:,}, answer {usage.completion_tokens:,} tokens; "
+        f"first token {timings.ttft_seconds:.2f} s, total {timings.total_seconds:.2f} s"
+    )
+
+
+def _echo_json(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps(values))

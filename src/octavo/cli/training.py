@@ -1,0 +1,127 @@
+"""`octavo train`: run a recipe, from a file or from the package."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from octavo.cli.inputs import Misuse
+from octavo.errors import TrainingError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+_LINES_A_STAGE = 20
+"""How often a stage reports where stderr is no terminal."""
+
+OnStep = Callable[[str, int, int, float], None]
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE.toml", help="A recipe, or the name of a packaged one.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="section.field=value", help="Overrides a field; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run where it stopped.")
+    ] = False,
+) -> None:
+    """Train a compressor by a recipe, and print the folder of the finished model.
+
+    Paths in the recipe start at the current folder. Ctrl-C saves the run; --resume continues it.
+    """
+    chosen = overrides or []
+    for override in chosen:
+        if "=" not in override:
+            raise Misuse(
+                f"--set {override!r} is not section.field=value; write it as stages.sft.steps=9"
+            )
+    from octavo.train.config import RunConfig
+
+    config = RunConfig.load(_find_recipe(recipe), chosen)
+    from octavo.cli.options import hush_bars
+
+    hush_bars()
+    from octavo.train.stages import train as run
+
+    reached = ""
+    try:
+        with _step_bars() as show:
+
+            def on_step(stage: str, step: int, steps: int, loss: float) -> None:
+                nonlocal reached
+                reached = f"stage {stage}, step {step}"
+                show(stage, step, steps, loss)
+
+            export = run(config, Path.cwd(), resume=resume, on_step=on_step)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_resume(recipe, chosen, reached, resume)) from None
+    typer.echo(export)
+
+
+def _find_recipe(name: str) -> Path:
+    """Return a recipe's file; a name without a folder may be a packaged one."""
+    path = Path(name).expanduser()
+    packaged = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    if path.is_file():
+        return path
+    if name in packaged:
+        return packaged[name]
+    if path.is_dir():
+        raise TrainingError(f"{name} is a folder; give a .toml recipe")
+    raise TrainingError(
+        f"no recipe {name!r}; give a .toml file or a packaged name ({', '.join(packaged)})"
+    )
+
+
+def _how_to_resume(recipe: str, overrides: list[str], reached: str, was_resumed: bool) -> str:
+    """Return what to say after Ctrl-C."""
+    if not reached and not was_resumed:
+        return "interrupted before the first step; nothing was trained"
+    line = ["octavo", "train", recipe]
+    for override in overrides:
+        line += ["--set", override]
+    place = f" at {reached}" if reached else ""
+    return (
+        f"interrupted{place}; the run is saved, continue it with: {shlex.join([*line, '--resume'])}"
+    )
+
+
+@contextlib.contextmanager
+def _step_bars() -> Iterator[OnStep]:
+    """Show a bar per stage on a terminal, and a line now and then elsewhere, on stderr."""
+    if not sys.stderr.isatty():
+        yield _echo_step
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_step(stage: str, step: int, steps: int, loss: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=steps, loss=loss)
+            progress.update(tasks[stage], completed=step, loss=loss)
+
+        yield on_step
+
+
+def _echo_step(stage: str, step: int, steps: int, loss: float) -> None:
+    if step == steps or step % max(1, steps // _LINES_A_STAGE) == 0:
+        typer.echo(f"{stage}: step {step} of {steps}, loss {loss:.4f}", err=True)

@@ -1,0 +1,232 @@
+"""Checkpoints: the published layout both ways, and every way it can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHECKPOINT, TEXT, WIRE
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import octavo
+from octavo import CheckpointError, ConfigError, RatioError
+from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
+
+PUBLISHED_KEYS = {
+    "compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type", "boundary_overlap",
+    "adapter_type",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the golden checkpoint to break."""
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    values = json.loads(path.read_text())
+    values.update(changes)
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def test_what_we_write_opens_without_octavo(model: octavo.Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "out")
+    decoder = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "decoder")
+    encoder = AutoModel.from_pretrained(tmp_path / "out" / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "decoder")
+    AutoTokenizer.from_pretrained(tmp_path / "out" / "encoder")
+    adapter = load_file(tmp_path / "out" / "adapter" / "adapter.safetensors")
+    assert adapter.keys() == {"norm.weight", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+    settings = json.loads((tmp_path / "out" / "model_config.json").read_text())
+    assert settings.keys() == PUBLISHED_KEYS
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        ours = model.lclm.decoder(ids).logits
+        torch.testing.assert_close(decoder(ids).logits, ours)
+        torch.testing.assert_close(
+            encoder(ids).last_hidden_state, model.lclm.encoder.body(ids).last_hidden_state
+        )
+    assert tokenizer.convert_tokens_to_ids(list(MEMORY_TOKENS)) == [387, 388, 389]
+    assert not list((tmp_path / "out").rglob("*.bin"))
+
+
+@pytest.mark.parametrize("case", sorted(p.name for p in WIRE.iterdir()))
+def test_a_checkpoint_survives_the_disk(case: str, tmp_path: Path) -> None:
+    first = octavo.load(WIRE / case / "checkpoint", device="cpu")
+    first.save(tmp_path / "out")
+    again = octavo.load(tmp_path / "out", device="cpu")
+    assert again.config == first.config
+    assert torch.equal(again.compress(TEXT).latents, first.compress(TEXT).latents)
+    answers = [m.generate("Who?", context=TEXT, max_new_tokens=6).text for m in (first, again)]
+    assert answers[0] == answers[1]
+
+
+def test_the_tied_output_layer_stays_tied_and_the_untied_one_untied() -> None:
+    for case, is_tied in (("A_mean_causal_r4_w16", True), ("I_untied_messages_r8_w32", False)):
+        lclm = octavo.load(WIRE / case / "checkpoint", device="cpu").lclm
+        same = lclm.get_output_embeddings().weight is lclm.get_input_embeddings().weight
+        assert same == is_tied
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_their_precision(folder: Path) -> None:
+    exact = octavo.load(folder, device="cpu")
+    rounded = octavo.load(folder, device="cpu", dtype="bf16")
+    assert exact.fingerprint == rounded.fingerprint
+    path = folder / "adapter" / "adapter.safetensors"
+    weights = load_file(path)
+    weights["fc2.weight"][3, 5] += 0.5
+    save_file(weights, path)
+    assert octavo.load(folder, device="cpu").fingerprint != exact.fingerprint
+
+
+def test_rotary_precision_is_a_named_option(folder: Path) -> None:
+    def frequencies(part: Any) -> torch.Tensor:
+        found: torch.Tensor = part.rotary_emb.inv_freq
+        assert found.dtype == torch.float32
+        return found
+
+    def is_rounded(values: torch.Tensor) -> bool:
+        return torch.equal(values, values.to(torch.bfloat16).float())
+
+    for options, expected in (
+        ({}, (False, False)),
+        ({"dtype": "bf16"}, (True, False)),
+        ({"dtype": "bf16", "rotary": "exact"}, (False, False)),
+        ({"rotary": "bf16"}, (True, True)),
+        ({"rotary": "bf16_encoder"}, (True, False)),
+    ):
+        lclm = octavo.load(folder, device="cpu", **options).lclm  # type: ignore[arg-type]
+        body = lclm.encoder.body
+        found = (is_rounded(frequencies(body)), is_rounded(frequencies(lclm.decoder.model)))
+        assert found == expected
+
+
+def test_legacy_keys_are_read_and_unknown_ones_ignored(folder: Path) -> None:
+    legacy = {
+        "chunk_size": 4, "batch_summary_tokens": 16, "pooling_token": "summary_mean",
+        "embed_mask_type": "causal", "overlap_tokens": 0, "use_adapter_attention": False,
+        "model_type": "LCLM", "schema_version": 1, "encoder_name": "x",
+    }  # fmt: skip
+    (folder / "model_config.json").write_text(json.dumps(legacy))
+    assert octavo.load(folder, device="cpu").config == ModelConfig.read(CHECKPOINT)
+    attended = ModelConfig.from_dict(
+        {**legacy, "use_adapter_attention": True, "adapter_order": "attention_mlp"}
+    )
+    assert attended.adapter_type == "attn_mlp"
+
+
+BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
+    "no adapter file": (lambda f: (f / "adapter/adapter.safetensors").unlink(), CheckpointError,
+                        "would be random"),
+    "no adapter folder": (lambda f: shutil.rmtree(f / "adapter"), CheckpointError, "lacks the folder"),
+    "no settings": (lambda f: (f / "model_config.json").unlink(), CheckpointError, "is missing"),
+    "settings no JSON": (lambda f: (f / "model_config.json").write_text("{"), CheckpointError,
+                         "not readable JSON"),
+    "no decoder tokenizer": (lambda f: (f / "decoder/tokenizer_config.json").unlink(),
+                             CheckpointError, "decoder's own tokenizer"),
+    "no encoder tokenizer": (lambda f: (f / "encoder/tokenizer_config.json").unlink(),
+                             CheckpointError, "encoder's own tokenizer"),
+    "no memory tokens": (lambda f: [shutil.rmtree(f / "decoder"),
+                                    shutil.copytree(f / "encoder", f / "decoder")],
+                         CheckpointError, "lacks the memory tokens"),
+    "damaged adapter": (lambda f: (f / "adapter/adapter.safetensors").write_bytes(b"\0" * 50),
+                        CheckpointError, "is damaged"),
+    "no decoder weights": (lambda f: (f / "decoder/model.safetensors").unlink(), CheckpointError,
+                           "cannot load"),
+    "pickled decoder": (lambda f: (f / "decoder/model.safetensors").rename(
+                        f / "decoder/pytorch_model.bin"), CheckpointError, "safetensors"),
+    "missing key": (lambda f: edit(f / "model_config.json", pooling=None), ConfigError, "lacks pooling"),
+    "unknown pooling": (lambda f: edit(f / "model_config.json", pooling="max"), ConfigError,
+                        "expected one of mean, concat, eos"),
+    "ratio not dividing": (lambda f: edit(f / "model_config.json", compression_ratio=5), RatioError,
+                           "does not divide"),
+    "ratio zero": (lambda f: edit(f / "model_config.json", compression_ratio=0), RatioError,
+                   "at least 1"),
+    "wrong shapes": (lambda f: edit(f / "model_config.json", pooling="concat"), CheckpointError,
+                     "has shape"),
+    "other adapter": (lambda f: edit(f / "model_config.json", adapter_type="mlp_attn"),
+                      CheckpointError, "lacks attention_layers"),
+    "newer extension": (lambda f: (f / "octavo.json").write_text('{"wings": 2}'), ConfigError,
+                        "upgrade"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("breakage", sorted(BREAKAGES))
+def test_a_broken_checkpoint_is_one_clear_error(folder: Path, breakage: str) -> None:
+    break_it, kind, complaint = BREAKAGES[breakage]
+    break_it(folder)
+    with pytest.raises(kind, match=complaint):
+        octavo.load(folder, device="cpu")
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "decoder")
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder / "decoder")
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        octavo.load(folder, device="cpu")
+
+
+def test_an_unknown_model_names_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="give a checkpoint folder, a hub id"):
+        octavo.load("no-such-model")
+    with pytest.raises(CheckpointError, match="could not fetch"):
+        octavo.load("nobody/nothing-at-all")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="is a file"):
+        octavo.load(tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(
+    model: octavo.Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("octavo.checkpoint.save_file", full)
+    with pytest.raises(octavo.WriteError, match="No space left"):
+        model.save(folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_any_two_models_can_be_assembled(tmp_path: Path) -> None:
+    decoder = CHECKPOINT / "encoder"  # a tokenizer without memory tokens
+    made = octavo.assemble(
+        AutoModelForCausalLM.from_pretrained(CHECKPOINT / "decoder"),
+        AutoModelForCausalLM.from_config(AutoModel.from_pretrained(decoder).config),
+        encoder_tokenizer=AutoTokenizer.from_pretrained(CHECKPOINT / "decoder"),
+        decoder_tokenizer=AutoTokenizer.from_pretrained(decoder),
+        encoder_layers=1,
+        compression_ratio=8,
+        ratios=[4, 16],
+        encoder_window_size=32,
+        device="cpu",
+    )
+    assert made.lclm.encoder.body.config.num_hidden_layers == 1
+    table = made.lclm.get_input_embeddings().weight
+    latents = made.compress(TEXT, ratio=4).latents
+    assert 0.3 < latents.norm(dim=-1).mean() / table.norm(dim=-1).mean() < 3
+    made.save(tmp_path / "made")
+    again = octavo.load(tmp_path / "made", device="cpu")
+    assert again.ratios == [4, 8, 16]
+    assert again.extension == Extension(ratios=(4, 16), rotary="exact", name="assembled")
+    torch.testing.assert_close(again.compress(TEXT, ratio=4).latents, latents)
+    assert again.generate("Who?", context=TEXT, max_new_tokens=3).usage.ratio == 8
+
+
+def test_the_sum_needs_a_shared_tokenizer() -> None:
+    with pytest.raises(ConfigError, match="share a tokenizer"):
+        octavo.assemble(
+            str(CHECKPOINT / "encoder"), str(CHECKPOINT / "decoder"), residual="sum", device="cpu"
+        )
+    with pytest.raises(ConfigError, match="has 2 layers"):
+        octavo.assemble(
+            str(CHECKPOINT / "encoder"), str(CHECKPOINT / "decoder"), encoder_layers=9, device="cpu"
+        )
