@@ -89,20 +89,19 @@ def assemble_parts(
     encoder_model, encoder_tokenizer = _load(encoder, encoder_tokenizer, dtype, base, head=False)
     if encoder_layers is not None:
         encoder_model = first_layers(encoder_model, encoder_layers)
-    is_same = encoder_tokenizer.get_vocab() == decoder_tokenizer.get_vocab()
+    is_same = _words(encoder_tokenizer) == _words(decoder_tokenizer)
     if extension.residual == "sum" and not is_same:
         raise ConfigError(
             "residual 'sum' needs encoder and decoder to share a tokenizer, but theirs differ; "
             "use residual 'none'"
         )
     decoder_tokenizer = copy.deepcopy(decoder_tokenizer)
+    known_ids = set(decoder_tokenizer.get_vocab().values())
     decoder_tokenizer.add_special_tokens(
         {"additional_special_tokens": list(MEMORY_TOKENS)}, replace_extra_special_tokens=False
     )
-    _make_room(decoder_model, len(decoder_tokenizer))
-    names = {str(encoder), str(decoder)}
-    if all(name.startswith("octavo:") for name in names):
-        extension = replace(extension, base=PINNED_BASE, encoder_layers=encoder_layers)
+    new = sorted(set(decoder_tokenizer.get_vocab().values()) - known_ids)
+    _make_room(decoder_model, len(decoder_tokenizer), new)
     lclm = build(
         encoder_model, decoder_model, encoder_tokenizer, decoder_tokenizer, config, extension
     )
@@ -139,11 +138,29 @@ def build(
     return LCLM(lclm_config, encoder=encoder, decoder=decoder)
 
 
-def add_lora(lclm: LCLM, rank: int, alpha: int, encoder_rank: int | None = None) -> None:
-    """Put LoRA factors on every linear layer of both halves, and train the memory tokens' rows."""
+def add_lora(
+    lclm: LCLM,
+    rank: int,
+    alpha: int,
+    encoder_rank: int | None = None,
+    *,
+    encoder: str,
+    decoder: str,
+    encoder_layers: int | None = None,
+) -> None:
+    """Put LoRA factors on every linear layer of both halves, and train the memory tokens' rows.
+
+    `encoder`, `decoder` and `encoder_layers` say what the halves were assembled from: a checkpoint
+    of factors has to name what they build on.
+    """
     from peft import LoraConfig, get_peft_model
 
-    named = lclm.extension.base
+    is_pinned = encoder.startswith("octavo:") and decoder.startswith("octavo:")
+    lclm.extension = replace(
+        lclm.extension, base=PINNED_BASE if is_pinned else None, encoder_layers=encoder_layers
+    )
+    values = {**lclm.extension.to_dict(), "ratios": list(lclm.extension.ratios)}
+    lclm.config.extension = values
     common: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none"}
     lclm.decoder = get_peft_model(
         lclm.decoder,
@@ -160,9 +177,15 @@ def add_lora(lclm: LCLM, rank: int, alpha: int, encoder_rank: int | None = None)
         lclm.encoder.body,
         LoraConfig(r=of_encoder, lora_alpha=alpha * of_encoder // rank, **common),
     )
-    if named is not None:
-        for half in (lclm.decoder, lclm.encoder.body):
-            half.peft_config["default"].base_model_name_or_path = named
+    for half, name in ((lclm.decoder, decoder), (lclm.encoder.body, encoder)):
+        named = PINNED_BASE if name.startswith("octavo:") else name
+        half.peft_config["default"].base_model_name_or_path = named
+
+
+def _words(tokenizer: Any) -> dict[str, int]:
+    """Return a tokenizer's vocabulary without the memory tokens, which a decoder may have."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return {word: index for word, index in vocabulary.items() if word not in MEMORY_TOKENS}
 
 
 def _load(
@@ -185,19 +208,23 @@ def _load(
         return model, tokenizer or AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise CheckpointError(f"cannot load {source} ({reason}); give a folder or hub id") from error
+        raise CheckpointError(
+            f"cannot load {source} ({reason}); give a folder or hub id"
+        ) from error
 
 
 @torch.no_grad()
-def _make_room(decoder: PreTrainedModel, vocabulary: int) -> None:
-    """Grow the embedding for the memory tokens; their rows start as the mean of all rows."""
+def _make_room(decoder: PreTrainedModel, vocabulary: int, new_ids: list[int]) -> None:
+    """Grow the embedding where it lacks rows; those of new tokens start as the mean of all others.
+
+    Many models have spare rows that were never trained: there new tokens start at the mean too.
+    """
     old = decoder.get_input_embeddings().weight
     mean = old.float().mean(0).to(old.dtype)
-    num_old = len(old)
-    if num_old < vocabulary:
+    if len(old) < vocabulary:
         decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
     for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
-        layer.weight[-len(MEMORY_TOKENS) :] = mean if num_old < vocabulary else layer.weight[-3:]
+        layer.weight[new_ids] = mean
 
 
 @torch.no_grad()

@@ -136,11 +136,13 @@ def read(
         raise CheckpointError(f"{adapter_file} is missing; without it the model would be random")
     decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
     options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
-    decoder = _half(folder / "decoder", AutoModelForCausalLM, len(decoder_tokenizer), trainable,
-                    None, base, progress, options)
-    encoder = _half(folder / "encoder", AutoModel, None, trainable, extension.encoder_layers, base,
-                    progress, options)
+    load = _Loader(base, progress, options)
+    decoder = load.half(folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
+    encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
     lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
+    # Only now: transformers cannot tie the weights of a model that peft has wrapped.
+    lclm.decoder = load.with_lora(lclm.decoder, folder / "decoder", trainable)
+    lclm.encoder.body = load.with_lora(lclm.encoder.body, folder / "encoder", trainable)
     _load_adapter(lclm, folder)
     lclm.adapter.to(precision)
     if rotary is None:
@@ -239,53 +241,60 @@ def _tokenizer(folder: Path, whose: str) -> Any:
     return tokenizer
 
 
-def _half(
-    folder: Path,
-    kind: Any,
-    vocabulary: int | None,
-    trainable: bool,
-    num_layers: int | None,
-    base: Path | None,
-    progress: Progress | None,
-    options: dict[str, Any],
-) -> PreTrainedModel:
-    """Load the decoder or the encoder: whole weights, or LoRA factors on their base."""
-    is_lora = (folder / LORA_FILE).is_file()
-    source: Path | str = folder
-    precision = options["dtype"]
-    if is_lora:
-        options = {**options, "dtype": torch.float32}  # factors are merged in fp32, then rounded
-        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        if not named:
-            raise CheckpointError(f"{folder}/adapter_config.json names no base model")
-        source = load_base(str(named), base, progress)
-    try:
-        with quiet():
-            if num_layers is not None:
-                kind = AutoModelForCausalLM  # the first layers are taken from a whole model
-            model = kind.from_pretrained(source, use_safetensors=True, **options)
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads the decoder or the encoder: whole weights, or LoRA factors on their base."""
+
+    base: Path | None
+    progress: Progress | None
+    options: dict[str, Any]
+
+    def half(
+        self, folder: Path, kind: Any, *, vocabulary: int = 0, num_layers: int | None = None
+    ) -> PreTrainedModel:
+        """Load one half without its LoRA factors, and check that its tokenizer fits."""
+        source, options, is_lora = str(folder), self.options, (folder / LORA_FILE).is_file()
+        if is_lora:
+            named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+            if not named:
+                raise CheckpointError(f"{folder}/adapter_config.json names no base model")
+            source = load_base(str(named), self.base, self.progress)
+            options = {**options, "dtype": torch.float32}  # merged in fp32, then rounded once
+        if num_layers is not None:
+            kind = AutoModelForCausalLM  # the first layers are taken from a whole model
+        try:
+            with quiet():
+                model: PreTrainedModel = kind.from_pretrained(
+                    source, use_safetensors=True, **options
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot load {source} ({type(error).__name__}: {_first_line(error)}); "
+                "is it complete, and in safetensors?"
+            ) from error
         if num_layers is not None:
             model = first_layers(model.base_model, num_layers)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot load {source} ({type(error).__name__}: {_first_line(error)}); "
-            "is it complete, and in safetensors?"
-        ) from error
-    if vocabulary is not None and is_lora and model.config.vocab_size < vocabulary:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    if vocabulary is not None and model.get_input_embeddings().weight.shape[0] < vocabulary:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {vocabulary} tokens but the embedding only "
-            f"{model.get_input_embeddings().weight.shape[0]} rows; the two do not belong together"
-        )
-    if is_lora:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if is_lora and rows < vocabulary:
+            model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        elif rows < vocabulary:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has {vocabulary} tokens but the embedding only {rows} "
+                "rows; the two do not belong together"
+            )
+        return model
+
+    def with_lora(self, model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
+        """Put a half's LoRA factors on it, if it has any; merged unless they are to be trained."""
+        if not (folder / LORA_FILE).is_file():
+            return model
         from peft import PeftModel
 
-        lora = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        model = lora if trainable else lora.merge_and_unload()
-        for parameter in model.parameters():  # not `.to()`: it would round the rotary buffers too
-            parameter.data = parameter.data.to(precision)
-    return model
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        whole = adapted if trainable else adapted.merge_and_unload()
+        for parameter in whole.parameters():  # not `.to()`: it would round the rotary buffers too
+            parameter.data = parameter.data.to(self.options["dtype"])
+        return whole
 
 
 def _load_adapter(lclm: LCLM, folder: Path) -> None:

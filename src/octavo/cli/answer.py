@@ -59,7 +59,10 @@ def compress(
     engine: EngineName = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Fold a text into latents, and save them as a context to ask many times."""
+    """Fold a text into latents, saved as a context.
+
+    An existing file at OUT is replaced, in one step, once the new one is whole.
+    """
     check_output(output, file)
     text = read_text(file)
     choice = ModelChoice(
@@ -126,7 +129,11 @@ def generate(
     engine: EngineName = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question about contexts and texts; contexts come first in the prompt, then files."""
+    """Answer a question about contexts and texts.
+
+    In the prompt contexts come first, then files, then the question. Neither is needed. The answer
+    goes to stdout as it is made, and its account to stderr.
+    """
     places, files = context or [], file or []
     check_single_stdin(question, *files)
     check_contexts_exist(places)
@@ -174,9 +181,9 @@ def chat(
     base: Base = None,
     engine: EngineName = "local",
 ) -> None:
-    """Talk about contexts and texts, one line a turn; /quit or Ctrl-D ends, Ctrl-C stops an answer.
+    """Talk about contexts and texts, one line a turn.
 
-    Lines are read from stdin, so --file cannot be - here.
+    Lines come from stdin, so --file cannot be - here. /quit or Ctrl-D ends; Ctrl-C stops an answer.
     """
     places, files = context or [], file or []
     check_single_stdin("-", *files)

@@ -18,7 +18,7 @@ def info(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|CONTEXT]",
+            metavar="MODEL|CONTEXT",
             help="A model or a saved context; by default the shipped model.",
         ),
     ] = None,
@@ -45,14 +45,17 @@ def pull(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A hub id, a shipped name or a folder; by default the shipped model.",
         ),
     ] = None,
     revision: Revision = None,
     base: Base = None,
 ) -> None:
-    """Fetch all that a model needs, so that later commands work without a network."""
+    """Fetch all that a model needs.
+
+    Later commands then work without a network.
+    """
     check_revision(model, revision)
     with bars() as report:
         report("looking", 0, 0)
@@ -170,7 +173,7 @@ def _is_in_cache(base: str) -> bool:
 
 
 def _fetch_base(name: str, source: Path | None, report: Report) -> Path:
-    from octavo.assemble import load_base
+    from octavo.assembly import load_base
     from octavo.checkpoint import resolve
 
     return resolve(load_base(name, source, report))

@@ -31,9 +31,10 @@ def train(
         bool, typer.Option("--resume", help="Continue an interrupted run where it stopped.")
     ] = False,
 ) -> None:
-    """Train a compressor by a recipe, and print the folder of the finished model.
+    """Train a compressor by a recipe.
 
-    Paths in the recipe start at the current folder. Ctrl-C saves the run; --resume continues it.
+    Prints the folder of the finished model. Paths in the recipe start at the current folder. Ctrl-C
+    saves the run, and --resume continues it.
     """
     chosen = overrides or []
     for override in chosen:

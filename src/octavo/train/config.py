@@ -6,6 +6,7 @@ keys with the nearest known one, and values of the wrong type, before any step i
 
 import dataclasses
 import difflib
+import functools
 import tomllib
 import types
 import typing
@@ -18,6 +19,13 @@ from octavo.errors import ConfigError, TrainingError
 
 Group = Literal["adapter", "encoder", "decoder", "memory_rows"]
 STAGES = ("adapter", "encoder", "decoder", "sft")
+_LEAST = {
+    **{"lora.rank": 0, "lora.encoder_rank": 1, "lora.alpha": 1},
+    **{"data.max_documents": 1, "data.max_document_chars": 1, "data.max_pairs": 1},
+    **{"batch_size": 1, "micro_batch_size": 1, "save_every": 1},
+    **{"log_every": 1, "measure_every": 1, "measure_examples": 1},
+}
+"""The smallest number that means anything, by key."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,6 +111,34 @@ class StageSection:
     weights: dict[str, float] | None = None
     """Overrides `data.weights`."""
 
+    def check(self, where: str) -> None:
+        """Refuse what cannot train, naming the key."""
+        groups = typing.get_args(Group)
+        for group in [*self.lr, *self.weight_decay]:
+            if group not in groups:
+                raise TrainingError(
+                    f"{where} names the group {group!r}{_did_you_mean(group, groups)}"
+                )
+        if self.steps and not self.lr:
+            raise TrainingError(f"{where} has steps but no lr: nothing would be trained")
+        for group, rate in self.lr.items():
+            if not 0 <= rate < float("inf"):
+                raise TrainingError(f"{where}.lr.{group} is {rate}, expected at least 0")
+        if unused := sorted(self.weight_decay.keys() - self.lr.keys()):
+            raise TrainingError(
+                f"{where}.weight_decay names {unused[0]!r}, which has no lr; drop it or add the lr"
+            )
+        if (
+            "memory_rows" in self.weight_decay
+        ):  # it would move the rows that are to stay as they are
+            raise TrainingError(
+                f"{where}.weight_decay names memory_rows; these never decay: drop it"
+            )
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise TrainingError(f"{where}.min_lr_ratio is {self.min_lr_ratio}, expected 0 to 1")
+        if self.steps < 0 or self.warmup_steps < 0:
+            raise TrainingError(f"{where} has less than no steps or warmup_steps; give 0 or more")
+
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
@@ -156,38 +192,13 @@ class RunConfig:
             raise ConfigError("pooling 'concat' fixes the ratio; leave model.ratios empty")
         if not self.stages or not any(stage.steps for stage in self.stages.values()):
             raise TrainingError(
-                f"the recipe trains no step; add [stages.NAME] with steps, NAME in {', '.join(STAGES)}"
+                "the recipe trains no step; add [stages.NAME] with steps and lr, where NAME is one of "
+                + ", ".join(STAGES)
             )
         for name, stage in self.stages.items():
             if name not in STAGES:
                 raise TrainingError(f"unknown stage {name!r}{_did_you_mean(name, STAGES)}")
-            # Decay would move the other rows of an embedding that is frozen but for these.
-            memory_rows = stage.weight_decay.keys() & {"memory_rows"}
-            groups = typing.get_args(Group)
-            for group in [*stage.lr, *stage.weight_decay]:
-                if group not in groups:
-                    raise TrainingError(
-                        f"stages.{name} names the group {group!r}{_did_you_mean(group, groups)}"
-                    )
-            if stage.steps and not stage.lr:
-                raise TrainingError(f"stages.{name} has steps but no lr: nothing would be trained")
-            if unused := sorted(stage.weight_decay.keys() - stage.lr.keys() | memory_rows):
-                raise TrainingError(
-                    f"stages.{name}.weight_decay names {unused[0]!r}, which this stage does not "
-                    "train or never decays; drop it"
-                )
-            for group, rate in stage.lr.items():
-                if not 0 <= rate < float("inf"):
-                    raise TrainingError(f"stages.{name}.lr.{group} is {rate}, expected at least 0")
-            if not 0 <= stage.min_lr_ratio <= 1:
-                raise TrainingError(
-                    f"stages.{name}.min_lr_ratio is {stage.min_lr_ratio}, expected 0 to 1"
-                )
-            if stage.steps < 0 or not 0 <= stage.warmup_steps <= stage.steps:
-                raise TrainingError(
-                    f"stages.{name} has {stage.steps} steps and {stage.warmup_steps} warmup_steps; "
-                    "expected 0 <= warmup_steps <= steps"
-                )
+            stage.check(f"stages.{name}")
         if not self.data.train:
             raise TrainingError("data.train is empty; name at least one text file")
         self._check_numbers()
@@ -203,24 +214,12 @@ class RunConfig:
 
     def _check_numbers(self) -> None:
         """Refuse numbers too small to mean anything, naming the key."""
-        least = {"lora.rank": 0, "seed": 0}
-        counts = (
-            *("lora.rank", "lora.alpha", "data.max_documents", "data.max_document_chars", "seed"),
-            *("data.max_pairs", "batch_size", "micro_batch_size", "max_grad_norm", "save_every"),
-            *("log_every", "measure_every", "measure_examples"),
-        )
-        for where in counts:
-            value: Any = self
-            for name in where.split("."):
-                value = getattr(value, name)
-            bound = least.get(where, 1)
-            if where == "max_grad_norm":
-                if not value > 0:
-                    raise TrainingError(f"max_grad_norm is {value}, expected more than 0")
-            elif value < bound:
-                raise TrainingError(f"{where} is {value}, expected at least {bound}")
-        if self.lora.encoder_rank is not None and self.lora.encoder_rank < 1:
-            raise TrainingError(f"lora.encoder_rank is {self.lora.encoder_rank}, expected at least 1")
+        for where, least in _LEAST.items():
+            value = functools.reduce(getattr, where.split("."), self)
+            if isinstance(value, int | float) and not value >= least:
+                raise TrainingError(f"{where} is {value}, expected at least {least}")
+        if not self.max_grad_norm > 0:
+            raise TrainingError(f"max_grad_norm is {self.max_grad_norm}, expected more than 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included."""

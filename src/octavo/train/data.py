@@ -8,6 +8,7 @@ spans is scored; tags and slots never are (paper §4.1).
 
 import glob
 import io
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from octavo.config import resolve_ratio
-from octavo.errors import MissingExtraError, TrainingError
+from octavo.errors import MissingExtraError, OctavoError, TrainingError
 from octavo.prompt import PromptEncoder
 from octavo.train.config import DataSection
 
 IGNORED = -100
 """The label of a position that is not scored, as Hugging Face has it."""
+
+MIN_CHARS = 200
+"""Shorter documents make no prose examples."""
+MAX_ATTEMPTS = 1000
+"""Draws before an example is given up: a run must not die of a mixture rich in short texts."""
 
 REPEAT_TEMPLATES = (
     "\nThe text above, word for word:\n",
@@ -64,44 +70,65 @@ def read_documents(patterns: Sequence[str], data: DataSection, root: Path) -> li
     """
     documents: list[Document] = []
     for pattern in patterns:
-        paths = sorted(glob.glob(str(root / Path(pattern).expanduser()), recursive=True))
+        wanted = root / Path(pattern).expanduser()
+        paths = [wanted] if wanted.is_file() else _matches(pattern, root)
         if not paths:
             raise TrainingError(f"no file matches {pattern!r} (looked from {root})")
         for path in paths:
-            found = [d for d in _read_file(Path(path)) if d.text.strip()]
+            found = [d for d in _read_file(path, data.max_document_chars) if d.text.strip()]
             if not found:
-                raise TrainingError(f"{path} holds no text; remove it from the recipe")
-            step = max(1, len(found) // data.max_documents)
-            for document in found[::step][: data.max_documents]:
+                raise TrainingError(
+                    f'{path} holds no text: records need a "text", or a "context" with its '
+                    '"question" and "answers"; mend it or remove it from the recipe'
+                )
+            count = min(len(found), data.max_documents)
+            for document in (found[i * len(found) // count] for i in range(count)):
                 text = document.text[: data.max_document_chars]
                 documents.append(Document(text, document.question, document.answers))
     return documents
 
 
-def _read_file(path: Path) -> Iterator[Document]:
+def _matches(pattern: str, root: Path) -> list[Path]:
+    """Return the files of a glob; `root` itself may hold brackets."""
+    names = glob.glob(str(Path(pattern).expanduser()), root_dir=root, recursive=True)
+    return sorted(root / name for name in names if (root / name).is_file())
+
+
+def _read_file(path: Path, max_chars: int) -> Iterator[Document]:
     """Yield the documents of one file, whatever its format."""
     suffixes = "".join(path.suffixes[-2:])
     try:
         if suffixes.endswith(".txt"):
-            yield Document(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")
+            for first in range(0, len(text), max_chars):
+                yield Document(text[first : first + max_chars])
         elif suffixes.endswith(".parquet"):
             yield from map(_document, _parquet_rows(path))
         elif suffixes.endswith((".jsonl", ".jsonl.zst")):
             # Not splitlines(): U+2028 inside a text is no end of line.
-            for line in _open_text(path):
+            for number, line in enumerate(_open_text(path), 1):
                 if line.strip():
-                    yield _document(json.loads(line))
+                    yield _document(_json(line, path, number))
         else:
             raise TrainingError(
                 f"{path} has an unknown format; use .txt, .jsonl, .jsonl.zst or .parquet"
             )
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TrainingError(f"cannot read {path}: {error}") from error
+    except OctavoError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no parquet file
+        raise TrainingError(f"cannot read {path}: {error}; mend it or remove it") from error
+
+
+def _json(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TrainingError(f"{path}, line {number}, is not JSON ({error}); mend it") from error
 
 
 def _open_text(path: Path) -> Iterator[str]:
     if path.suffix != ".zst":
-        with path.open(encoding="utf-8", newline="\n") as plain:
+        with path.open(encoding="utf-8-sig", newline="\n") as plain:
             yield from plain
         return
     try:
@@ -110,9 +137,12 @@ def _open_text(path: Path) -> Iterator[str]:
         raise MissingExtraError(
             "reading .zst needs zstandard: pip install 'octavo[train]'"
         ) from error
-    with path.open("rb") as packed:
-        stream = zstandard.ZstdDecompressor().stream_reader(packed)
-        yield from io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+    try:
+        with path.open("rb") as packed:
+            stream = zstandard.ZstdDecompressor().stream_reader(packed)
+            yield from io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
+    except zstandard.ZstdError as error:
+        raise OSError(f"not a zstandard file ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -158,34 +188,38 @@ class Examples:
         self._ratios = list(ratios)
         self._makers: dict[str, Callable[[random.Random, int], Example | None]] = {
             "reconstruction": self._reconstruction,
-            "repeat": self._repeat,
             "interleaved": self._interleaved,
+            "repeat": self._repeat,
             "qa": self._qa,
         }
         if unknown := sorted(weights.keys() - self._makers.keys()):
             raise TrainingError(
                 f"data.weights names {unknown[0]!r}; known kinds are {', '.join(self._makers)}"
             )
-        self._weights = {kind: weight for kind, weight in weights.items() if weight > 0}
-        self._prose = [d.text for d in documents if not d.question and len(d.text) > 200]
+        # In one order, whatever the recipe's: draws depend on it.
+        self._weights = {kind: weights[kind] for kind in self._makers if weights.get(kind, 0) > 0}
+        self._prose = [d.text for d in documents if not d.question and len(d.text) > MIN_CHARS]
         self._questions = [d for d in documents if d.question and d.answers]
         if not self._weights:
             raise TrainingError("data.weights are all zero; give one kind a positive weight")
         if self._weights.keys() - {"qa"} and not self._prose:
-            raise TrainingError("no document is longer than 200 characters; add longer texts")
+            raise TrainingError(
+                f"none of {len(documents)} documents is prose of more than {MIN_CHARS} characters; "
+                "add longer texts"
+            )
         if "qa" in self._weights and not self._questions:
             raise TrainingError("data.weights asks for qa, but no record has question and answers")
 
     def __getitem__(self, index: int) -> Example:
         """Return example number `index`, the same one whenever it is asked for."""
-        for attempt in range(100):
+        for attempt in range(MAX_ATTEMPTS):
             rng = random.Random(f"{self._seed}/{index}/{attempt}")
             kind = rng.choices(list(self._weights), list(self._weights.values()))[0]
             if example := self._makers[kind](rng, rng.choice(self._ratios)):
                 return example
         raise TrainingError(
-            "100 documents in a row were too short, or too long for qa; lower data.span_tokens, "
-            "data.copy_tokens and data.target_tokens, or add longer texts"
+            f"{MAX_ATTEMPTS} documents in a row were too short, or too long for qa; lower "
+            "data.span_tokens, data.copy_tokens and data.target_tokens, or add longer texts"
         )
 
     def _cut(self, rng: random.Random, lengths: Sequence[int]) -> list[str] | None:
@@ -201,7 +235,7 @@ class Examples:
         for length in lengths:
             total += length
             ends.append(offsets[total][0] if total < len(offsets) else len(window))
-        pieces = [window[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        pieces = [window[a:b] for a, b in itertools.pairwise(ends)]
         return pieces if all(pieces) else None
 
     def _length(self, rng: random.Random, bounds: Sequence[int]) -> int:
@@ -214,8 +248,9 @@ class Examples:
         if pieces is None:
             return None
         return self._example(
-            "reconstruction", ratio, [(pieces[0], "span"), (rng.choice(REPEAT_TEMPLATES), "given"),
-                                      (pieces[0], "scored")]
+            "reconstruction",
+            ratio,
+            [(pieces[0], "span"), (rng.choice(REPEAT_TEMPLATES), "given"), (pieces[0], "scored")],
         )
 
     def _interleaved(self, rng: random.Random, ratio: int) -> Example | None:
@@ -246,8 +281,12 @@ class Examples:
         """Ask about a span in the decoder's chat format; the answer and its end are scored."""
         parts = [{"type": "memory", "text": text}, {"type": "text", "text": f"\n\n{request}"}]
         prompt = self._prompts.encode_messages([{"role": "user", "content": parts}], ratio=ratio)
-        target = self._prompts.text_ids(answer.strip())
-        target.append(self._prompts.decoder_tokenizer.eos_token_id)
+        if (eos := self._prompts.decoder_tokenizer.eos_token_id) is None:
+            raise TrainingError(
+                f"{kind} examples end in the decoder's eos token, but its tokenizer has none; "
+                "set eos_token in tokenizer_config.json"
+            )
+        target = [*self._prompts.text_ids(answer.strip()), eos]
         return Example(
             kind,
             ratio,
@@ -266,13 +305,16 @@ class Examples:
         raw_spans: list[list[int]] = []
         for text, role in parts:
             if role == "span":
-                spans.append(prompts.source(text).ids)
+                if not (source := prompts.source(text).ids):
+                    return None  # white space alone, to some tokenizers
+                spans.append(source)
                 raw_spans.append(prompts.text_ids(text))
                 slots = [prompts.slot_id] * prompts.config.num_latents(len(spans[-1]), ratio)
                 ids += [prompts.start_id, *slots, prompts.end_id]
                 labels += [IGNORED] * (len(slots) + 2)
             else:
-                tokens = prompts.text_ids(text)
+                if not (tokens := prompts.text_ids(text)):
+                    return None
                 ids += tokens
                 labels += tokens if role == "scored" else [IGNORED] * len(tokens)
         return Example(kind, ratio, ids, labels, spans, raw_spans)

@@ -86,8 +86,8 @@ def set_trainable(
     if "memory_rows" in groups and not chosen["memory_rows"]:
         if "decoder" in groups:
             raise TrainingError(
-                "a decoder trained whole moves its memory rows with it; drop the lr of memory_rows, "
-                "or set lora.rank"
+                "a decoder trained whole moves its memory rows with it; drop the lr of "
+                "memory_rows, or set lora.rank"
             )
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, nn.Parameter)
@@ -190,7 +190,7 @@ class Stage:
             with self._autocast():
                 scored = score(self.model, batch)
             loss = scored.loss_P.sum() / num_scored
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach().double().cpu()
             hits += int(scored.is_hit_P.sum())
         self._keep_memory_rows()
@@ -226,7 +226,7 @@ class Stage:
         return float(total)
 
     def _keep_memory_rows(self) -> None:
-        """Drop the gradient of every row but the memory tokens' of an otherwise frozen embedding."""
+        """Drop the gradient of all rows but the memory tokens' of a frozen embedding."""
         for weight in self._whole_embeddings:
             if weight.grad is not None:
                 kept = weight.grad[self.model.config.memory_token_ids]
@@ -249,7 +249,7 @@ class Stage:
         return {name: p for group in self.parameters.values() for name, p in group.items()}
 
     def save(self) -> Path:
-        """Write weights, optimizer and step; the previous checkpoint goes once this one is whole."""
+        """Write weights, optimizer and step; the previous checkpoint goes once this is whole."""
         path = self.folder / f"checkpoint-{self.step:08d}"
         named = self._named()
         state: dict[str, Tensor] = {}

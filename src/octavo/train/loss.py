@@ -1,6 +1,7 @@
 """Score a batch of examples: next-token loss at the positions outside spans, and nowhere else.
 
-Shapes: B examples, T positions, M spans, L source tokens, P scored positions, D width, V vocabulary.
+Shapes: B examples, T positions, M spans, L source tokens, P scored positions, D width,
+V vocabulary.
 
 The output layer costs as much as eight decoder layers of a small model, so logits are computed at
 scored positions only. The same examples can be read with latents, with the raw text in the spans'
