@@ -23,13 +23,13 @@ from octavo.engine import Prompt, Sampling
 
 FP32 = {"atol": 1e-4, "rtol": 1e-4}
 REL_RMS = {"pooled": 0.02, "latents": 0.024, "inputs_embeds": 0.021, "logits_last4": 0.044}
+ROUNDED = "expected_fp32_rounded_rotary.safetensors"
 RUNS = (
     # file, dtype, rotary, suffix of its keys, and the tolerance that README.json names
     ("expected.safetensors", "fp32", "exact", "", "fp32"),
     ("expected_bf16.safetensors", "bf16", "bf16", "", "bf16"),
-    ("expected_fp32_rounded_rotary.safetensors", "fp32", "bf16", "__decoder_rotary_rounded", "fp32"),
-    ("expected_fp32_rounded_rotary.safetensors", "fp32", "bf16_encoder", "__decoder_rotary_exact",
-     "fp32"),
+    (ROUNDED, "fp32", "bf16", "__decoder_rotary_rounded", "fp32"),
+    (ROUNDED, "fp32", "bf16_encoder", "__decoder_rotary_exact", "fp32"),
 )  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class Errors:
 
     @property
     def relative_rms(self) -> float:
+        """The size of all errors beside the size of all expected values."""
         return (self.square / self.expected_square) ** 0.5 if self.expected_square else 0.0
 
 
@@ -184,7 +185,9 @@ def _compare_values(
     if not bool(torch.isfinite(own).all()):
         errors.beyond.append(f"{key}: not finite")
     if is_exact:
-        allowed = tolerance.get("atol", FP32["atol"]) + tolerance.get("rtol", FP32["rtol"]) * wanted.abs()
+        allowed = (
+            tolerance.get("atol", FP32["atol"]) + tolerance.get("rtol", FP32["rtol"]) * wanted.abs()
+        )
         if bool((difference > allowed).any()):
             errors.beyond.append(f"{key}: off by {float(difference.max()):.2e}")
 
@@ -200,7 +203,9 @@ def main(arguments: list[str]) -> int:
         elif found := sorted(path.parent for path in folder.glob("*/cases.json")):
             folders.extend(found)
         else:
-            sys.stderr.write(f"error: {folder} holds no cases.json; give a folder of golden values\n")
+            sys.stderr.write(
+                f"error: {folder} holds no cases.json; give a folder of golden values\n"
+            )
             return 2
     all_passed = True
     for folder in folders:

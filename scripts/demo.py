@@ -50,7 +50,9 @@ def run(options: Any) -> None:
     say(f"Loading the model (fetches {93} MB of base weights on first use) ...")
     model = octavo.load(options.model, base=options.base, progress=progress)
     text = CHAPTER.read_text(encoding="utf-8")
-    book = model.compress(text, ratio=options.ratio, on_tokens=lambda n, of: progress("compressing", n, of))
+    book = model.compress(
+        text, ratio=options.ratio, on_tokens=lambda n, of: progress("compressing", n, of)
+    )
     say(
         f"\n{TITLE}\n{book.source_tokens:,} tokens -> {len(book):,} latents ({book.ratio}x) "
         f"in {book.compress_seconds:.1f} s\n"
@@ -64,7 +66,8 @@ def run(options: Any) -> None:
         say("\nFrom the raw text, with the same decoder:" if raw_first is None else "")
         answer = ask(model, question, context=text, raw=True)
         raw_first = raw_first or answer
-    assert first is not None and raw_first is not None
+    assert first is not None
+    assert raw_first is not None
     account(model, book, first, raw_first)
     say("\n" + CAN_AND_CANNOT)
 
@@ -88,7 +91,9 @@ def account(model: Any, book: Any, first: octavo.Completion, raw: octavo.Complet
     again = model.generate(QUESTIONS[1], context=book, max_new_tokens=1)
     del started
     decoder = model.lclm.decoder.config
-    per_position = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 4
+    per_position = (
+        2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 4
+    )
     once = book.compress_seconds + first.timings.ttft_seconds
     rows = [
         ("", "latents", "raw text"),

@@ -1,7 +1,6 @@
 """Shared pieces: the golden checkpoints, and models made of them in milliseconds."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and the hub are imported: tests never touch the network.
@@ -37,7 +36,6 @@ def fake_model() -> octavo.Model:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> Iterator[None]:
+def _fixed_seed() -> None:
     """Let no test depend on the one before."""
     torch.manual_seed(0)
-    yield

@@ -74,7 +74,9 @@ def _attend(adapter: Any, rows: Tensor) -> Tensor:
         width = attention.head_dim
 
         normed = _rms(rows, part.input_layernorm)
-        queries = _rms((normed @ attention.q_proj.weight.T).view(length, -1, width), attention.q_norm)
+        queries = _rms(
+            (normed @ attention.q_proj.weight.T).view(length, -1, width), attention.q_norm
+        )
         keys = _rms((normed @ attention.k_proj.weight.T).view(length, -1, width), attention.k_norm)
         values = (normed @ attention.v_proj.weight.T).view(length, -1, width)
         angles = torch.outer(torch.arange(length).float(), layer.rotary_emb.inv_freq)

@@ -122,7 +122,8 @@ def test_legacy_keys_are_read_and_unknown_ones_ignored(folder: Path) -> None:
 BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "no adapter file": (lambda f: (f / "adapter/adapter.safetensors").unlink(), CheckpointError,
                         "would be random"),
-    "no adapter folder": (lambda f: shutil.rmtree(f / "adapter"), CheckpointError, "lacks the folder"),
+    "no adapter folder": (lambda f: shutil.rmtree(f / "adapter"), CheckpointError,
+                          "lacks the folder"),
     "no settings": (lambda f: (f / "model_config.json").unlink(), CheckpointError, "is missing"),
     "settings no JSON": (lambda f: (f / "model_config.json").write_text("{"), CheckpointError,
                          "not readable JSON"),
@@ -139,7 +140,8 @@ BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
                            "cannot load"),
     "pickled decoder": (lambda f: (f / "decoder/model.safetensors").rename(
                         f / "decoder/pytorch_model.bin"), CheckpointError, "safetensors"),
-    "missing key": (lambda f: edit(f / "model_config.json", pooling=None), ConfigError, "lacks pooling"),
+    "missing key": (lambda f: edit(f / "model_config.json", pooling=None), ConfigError,
+                    "lacks pooling"),
     "unknown pooling": (lambda f: edit(f / "model_config.json", pooling="max"), ConfigError,
                         "expected one of mean, concat, eos"),
     "ratio not dividing": (lambda f: edit(f / "model_config.json", compression_ratio=5), RatioError,

@@ -504,8 +504,12 @@ def test_a_turn_too_long_is_dropped_and_the_chat_goes_on(
 
 
 def test_an_interrupt_ends_an_answer_but_not_the_chat(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, fake_model: octavo.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun = fake_model.generate("Who?", max_new_tokens=1).text
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": begun}]
+    turns.append({"role": "user", "content": "Who signed?"})
+    second = fake_model.generate(messages=turns).text
     generate, calls = FakeEngine.generate, []
 
     def interrupt_once(self: FakeEngine, *args: Any) -> Iterator[list[int | None]]:
@@ -519,8 +523,7 @@ def test_an_interrupt_ends_an_answer_but_not_the_chat(
     monkeypatch.setattr(FakeEngine, "generate", interrupt_once)
     result = run("chat", *FAKE, stdin=b"Who?\nWho signed?\n")
     assert (result.code, len(calls)) == (0, 2)
-    first, second = result.out.splitlines()
-    assert len(second) > len(first)
+    assert result.out == f"{begun}\n{second}\n"
 
 
 # -- info ------------------------------------------------------------------------------------------

@@ -135,9 +135,7 @@ def test_a_loaded_context_grows_with_its_model(
         context.append("")
 
 
-def test_another_compressor_is_refused_by_name(
-    context: CompressedContext, tmp_path: Path
-) -> None:
+def test_another_compressor_is_refused_by_name(context: CompressedContext, tmp_path: Path) -> None:
     other = octavo.load(WIRE / "C_concat_causal_r8_w32" / "checkpoint", device="cpu")
     with pytest.raises(ContextError, match=f"{context.fingerprint}.*{other.fingerprint}"):
         other.generate("Who?", context=context)
@@ -148,9 +146,7 @@ def test_another_compressor_is_refused_by_name(
         other.load_context(tmp_path / "c.safetensors")
 
 
-def test_damaged_and_foreign_files_are_refused(
-    context: CompressedContext, tmp_path: Path
-) -> None:
+def test_damaged_and_foreign_files_are_refused(context: CompressedContext, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     context.save(path)
     whole = path.read_bytes()

@@ -107,7 +107,9 @@ def test_windows_cover_a_span_once_and_margins_follow_the_mask() -> None:
         compression_ratio=4, encoder_window_size=16, boundary_overlap=4,
         encoder_mask_type="bidirectional",
     )  # fmt: skip
-    shapes = [[(w.left, w.stop - w.start, w.right) for w in plan_windows(40, c)] for c in (causal, both)]
+    shapes = [
+        [(w.left, w.stop - w.start, w.right) for w in plan_windows(40, c)] for c in (causal, both)
+    ]
     assert shapes[0] == [(0, 16, 0), (4, 16, 0), (4, 8, 0)]  # wire-format §2.6, example 4
     assert shapes[1] == [(0, 16, 4), (4, 16, 4), (4, 8, 0)]
 

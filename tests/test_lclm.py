@@ -110,9 +110,7 @@ def test_splicing_equals_the_plain_loop() -> None:
     assert torch.equal(splice(embeds_BTD, is_slot_BT, latents_SD), expected)
 
 
-def test_it_saves_and_loads_as_transformers_models_do(
-    model: octavo.Model, tmp_path: Path
-) -> None:
+def test_it_saves_and_loads_as_transformers_models_do(model: octavo.Model, tmp_path: Path) -> None:
     model.lclm.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(again, LCLM)
@@ -129,7 +127,10 @@ def test_a_plain_trainer_trains_it(fresh: octavo.Model, tmp_path: Path) -> None:
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(
-        model=fresh.lclm, args=arguments, train_dataset=[row] * 8, data_collator=lambda rows: rows[0]
+        model=fresh.lclm,
+        args=arguments,
+        train_dataset=[row] * 8,
+        data_collator=lambda rows: rows[0],
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

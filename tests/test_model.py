@@ -97,9 +97,7 @@ def test_usage_and_timings_add_up(any_model: octavo.Model) -> None:
 def test_a_list_of_contexts_is_read_in_order(any_model: octavo.Model) -> None:
     first, second = any_model.compress(LONG), any_model.compress("Another text altogether.")
     both = any_model.generate("Who?", context=[first, second], max_new_tokens=4)
-    mixed = any_model.generate(
-        "Who?", context=[LONG, "Another text altogether."], max_new_tokens=4
-    )
+    mixed = any_model.generate("Who?", context=[LONG, "Another text altogether."], max_new_tokens=4)
     assert both.usage.latents == len(first) + len(second)
     assert both.text == mixed.text
     with pytest.raises(ContextError, match="expected str or CompressedContext"):

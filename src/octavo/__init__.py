@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.answer import Completion, Stream, Timings, Usage
     from octavo.config import Extension, ModelConfig
     from octavo.context import CompressedContext
     from octavo.engine.base import CHAT, Engine, Sampling
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from octavo.files import WriteError
-    from octavo.model import Completion, Model, Stream, Timings, Usage, assemble, load
+    from octavo.loading import assemble, load
+    from octavo.model import Model
     from octavo.nn.lclm import LCLM, LCLMConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "octavo.answer": ["Completion", "Stream", "Timings", "Usage"],
     "octavo.config": ["Extension", "ModelConfig"],
     "octavo.context": ["CompressedContext"],
     "octavo.engine.base": ["CHAT", "Engine", "Sampling"],
@@ -43,7 +46,8 @@ _HOMES = {
         "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "TrainingError",
     ],
     "octavo.files": ["WriteError"],
-    "octavo.model": ["Completion", "Model", "Stream", "Timings", "Usage", "assemble", "load"],
+    "octavo.loading": ["assemble", "load"],
+    "octavo.model": ["Model"],
     "octavo.nn.lclm": ["LCLM", "LCLMConfig"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

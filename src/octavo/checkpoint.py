@@ -88,7 +88,7 @@ def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Pat
         return path
     if (ASSETS / name).is_dir() and "/" not in name:
         return ASSETS / name
-    shipped = ", ".join(sorted(p.name for p in ASSETS.iterdir() if p.is_dir()))
+    shipped = ", ".join(sorted(found.name for found in ASSETS.glob("*/")))
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the checkpoint's folder")
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
@@ -106,8 +106,8 @@ def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Pat
         )
     except Exception as error:  # the hub client raises many kinds; all mean "not to be had"
         raise CheckpointError(
-            f"could not fetch {name!r} from the hub ({type(error).__name__}: {_first_line(error)}); "
-            "check the name and the network, or give a local folder"
+            f"could not fetch {name!r} from the hub ({type(error).__name__}: "
+            f"{_first_line(error)}); check the name and the network, or give a local folder"
         ) from error
 
 
@@ -130,7 +130,9 @@ def read(
     precision = parse_dtype(dtype)
     config, extension = ModelConfig.read(folder), Extension.read(folder)
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
-        raise CheckpointError(f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint")
+        raise CheckpointError(
+            f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint"
+        )
     adapter_file = folder / "adapter" / "adapter.safetensors"
     if not adapter_file.is_file():
         raise CheckpointError(f"{adapter_file} is missing; without it the model would be random")
@@ -210,7 +212,9 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None
         if lclm.extension.base is None:
             checkpoint.encoder_tokenizer.save_pretrained(temporary / "encoder")
         (temporary / "adapter").mkdir()
-        save_file(_cast(lclm.adapter.state_dict(), dtype), temporary / "adapter/adapter.safetensors")
+        save_file(
+            _cast(lclm.adapter.state_dict(), dtype), temporary / "adapter/adapter.safetensors"
+        )
         if lclm.residual is not None:
             residual = _cast(lclm.residual.state_dict(), dtype)
             save_file(residual, temporary / "adapter" / "residual.safetensors")

@@ -80,8 +80,8 @@ class ModelConfig:
             )
         if self.pooling == "concat" and self.adapter_type == "attn_mlp":
             raise ConfigError(
-                "adapter_type 'attn_mlp' attends in the encoder's width, but pooling 'concat' makes "
-                "vectors of ratio times that width; choose pooling 'mean' or adapter_type 'mlp_attn'"
+                "adapter_type 'attn_mlp' attends in the encoder's width, but pooling 'concat' "
+                "makes wider vectors; choose pooling 'mean' or adapter_type 'mlp_attn'"
             )
 
     def num_latents(self, num_tokens: int, ratio: int | None = None) -> int:

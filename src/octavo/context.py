@@ -86,7 +86,9 @@ class CompressedContext:
     def passage(self, first: int, last: int | None = None) -> str:
         """Return the raw text behind latents `first..last` (one latent without `last`)."""
         if self.text is None:
-            raise ContextError("this context was kept without its text; compress with keep_text=True")
+            raise ContextError(
+                "this context was kept without its text; compress with keep_text=True"
+            )
         stop = first + 1 if last is None else last
         part = self[first:stop]
         return part.text or ""
@@ -156,7 +158,9 @@ class CompressedContext:
         """
         model = compressor or self.compressor
         if model is None:
-            raise ContextError("this context was loaded from a file; pass its model: append(text, model)")
+            raise ContextError(
+                "this context was loaded from a file; pass its model: append(text, model)"
+            )
         if not self.is_whole or self.text is None:
             reason = "is a slice or a join" if self.text is not None else "did not keep its text"
             raise ContextError(f"this context {reason}, so it cannot grow; compress the whole text")
@@ -169,7 +173,7 @@ class CompressedContext:
         if self.fingerprint != fingerprint:
             raise ContextError(
                 f"this context was compressed by {self.compressor_name} ({self.fingerprint}), and "
-                f"{name} ({fingerprint}) cannot read its latents; compress the text again with {name}"
+                f"{name} ({fingerprint}) cannot read its latents; compress the text with {name}"
             )
 
     def save(self, path: str | Path) -> None:
@@ -206,9 +210,13 @@ class CompressedContext:
                 names = set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise ContextError(f"{path} is damaged or no context ({error}); make it again") from error
+            raise ContextError(
+                f"{path} is damaged or no context ({error}); make it again"
+            ) from error
         if metadata.get("format") != FORMAT:
-            raise ContextError(f"{path} is a safetensors file but no context; compress a text first")
+            raise ContextError(
+                f"{path} is a safetensors file but no context; compress a text first"
+            )
         about = json.loads(metadata["context"])
         if about["format_version"] > FORMAT_VERSION:
             raise ContextError(f"{path} was written by a newer octavo; upgrade to read it")

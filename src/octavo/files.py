@@ -34,9 +34,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         _fsync(path.parent)
     except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from error
+        raise _refusal(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes otherwise.
+    """Yield a temporary folder that becomes `path` if the block ends well, or else vanishes.
 
     An existing `path` is replaced only at the very end.
     """
@@ -67,11 +65,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
         _fsync(path.parent)
     except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from error
+        raise _refusal(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refusal(path: Path, error: OSError) -> WriteError:
+    reason = error.strerror or error
+    return WriteError(f"cannot write {path}: {reason}; free some space or choose another place")
 
 
 def _fsync(path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Turn messages or a raw string with memory spans into decoder ids, slots and source tokens.
+r"""Turn messages or a raw string with memory spans into decoder ids, slots and source tokens.
 
     messages:  [{"role": "user", "content": [{"type": "memory", "text": "…long…"},
                                              {"type": "text", "text": "Who signed?"}]}]
-    ids:       <|im_start|> user \\n <|memory_start|> <|memory|> … <|memory|> <|memory_end|> Who …
+    ids:       <|im_start|> user \n <|memory_start|> <|memory|> … <|memory|> <|memory_end|> Who …
     slots:                                           [5,         …        21)
 
 The prompt is cut at control tokens and spans, each run of ordinary text is tokenised once, and ids
@@ -77,8 +77,7 @@ class PromptEncoder:
         self.config = config
         self.decoder_tokenizer = decoder_tokenizer
         self._control = {
-            token.content: index
-            for index, token in decoder_tokenizer.added_tokens_decoder.items()
+            token.content: index for index, token in decoder_tokenizer.added_tokens_decoder.items()
         }
         if missing := [token for token in MEMORY_TOKENS if token not in self._control]:
             raise CheckpointError(
@@ -140,7 +139,9 @@ class PromptEncoder:
     ) -> dict[str, Any]:
         """Break control tokens in a message's strings, and set its memory parts aside."""
         if self._control_pattern.search(message["role"]):
-            raise PromptError(f"the role {message['role']!r} holds a control token; use a plain word")
+            raise PromptError(
+                f"the role {message['role']!r} holds a control token; use a plain word"
+            )
         guarded = {}
         for name, value in message.items():
             if name == "content" and isinstance(value, Sequence) and not isinstance(value, str):
@@ -150,9 +151,7 @@ class PromptEncoder:
                 guarded[name] = value if trusted or name == "role" else self._guard(value, guard)
         return guarded
 
-    def _part(
-        self, part: Any, guard: str, mark: str, inserts: list[Any], trusted: bool
-    ) -> str:
+    def _part(self, part: Any, guard: str, mark: str, inserts: list[Any], trusted: bool) -> str:
         """Return the text of one content part; a memory part becomes a span with a reference."""
         if isinstance(part, Mapping) and isinstance(text := part.get("text", ""), str):
             if part.get("type") == "text" and "text" in part:
@@ -185,7 +184,7 @@ class PromptEncoder:
         *,
         is_whole_prompt: bool = False,
     ) -> EncodedPrompt:
-        """Cut the rendered prompt at control tokens, tokenise what lies between, put ids between."""
+        """Cut the rendered prompt at control tokens and tokenise what lies between."""
         ids = self._leading_ids() if is_whole_prompt else []
         slots: list[tuple[int, int]] = []
         spans: list[Span] = []
@@ -200,7 +199,7 @@ class PromptEncoder:
                 ids.append(self.end_id)
             elif piece in (MEMORY_END, MEMORY):
                 raise PromptError(
-                    f"the prompt has {piece} outside a span; open a span with {MEMORY_START} first, "
+                    f"the prompt has {piece} outside a span; open one with {MEMORY_START}, "
                     "or pass the text as a message, where tags are ordinary characters"
                 )
             elif piece in self._control:

@@ -40,8 +40,9 @@ from octavo.cli.options import (
 from octavo.errors import InputError, PromptError
 
 if TYPE_CHECKING:
+    from octavo.answer import Completion
     from octavo.context import CompressedContext
-    from octavo.model import Completion, Model
+    from octavo.model import Model
 
 
 def compress(

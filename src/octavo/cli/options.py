@@ -97,7 +97,7 @@ def open_model(choice: ModelChoice, report: Report) -> "Model":
     """Load the chosen model, showing what takes time."""
     check_revision(choice.model, choice.revision)
     report("loading the model", 0, 0)
-    from octavo.model import load
+    from octavo.loading import load
 
     hush_bars()
     engine: Any = choice.engine  # `load` refuses an unknown one

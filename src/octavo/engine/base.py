@@ -30,9 +30,7 @@ class Sampling:
     """Token ids that end the answer and are not part of it."""
 
 
-CHAT = Sampling(
-    max_new_tokens=512, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1
-)
+CHAT = Sampling(max_new_tokens=512, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1)
 """The settings of the public code's own text generation (wire-format §4.2)."""
 
 
@@ -73,9 +71,7 @@ class Engine(Protocol):
         """Return the `latents_KD` of each span of source token ids."""
         ...
 
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> Iterator[list[int | None]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
         """Yield the next token of every prompt, step by step; None for those that have ended."""
         ...
 

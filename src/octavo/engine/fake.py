@@ -58,9 +58,7 @@ class FakeEngine:
                 on_tokens(len(span))
         return latents
 
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> Iterator[list[int | None]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
         """Yield words of each prompt, eight to fifteen of them."""
         answers = [self._answer(prompt, sampling) for prompt in prompts]
         for step in range(max(map(len, answers), default=0)):

@@ -69,9 +69,7 @@ class LocalEngine:
         # Left inference mode behind: latents are ordinary tensors to whoever holds them.
         return [latents.cpu().clone() for latents in self._lclm.adapt(pooled, ids, ratio)]
 
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> Iterator[list[int | None]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
         """Yield the next token of every prompt until all have ended; one prompt reuses prefixes."""
         for prompt in prompts:
             if prompt.latents is not None and prompt.latents.shape[1] != self.latent_width:
@@ -99,7 +97,7 @@ class LocalEngine:
         try:
             rest = torch.tensor([ids[prefix:]], device=self._device)
             with torch.inference_mode():
-                # No latents are left for the rest: all slots lie in the prefix, unless there is none.
+                # No latents are left for the rest: all slots lie in the prefix, if there is one.
                 latents = None if prefix else self._on_device(prompt.latents)
                 embeds = self._lclm.embed(rest, latents)
                 logits = self._read(embeds, cache)
@@ -180,13 +178,14 @@ class LocalEngine:
         """Choose tokens and feed them back until every row has stopped."""
         choose = _Chooser(sampling, self._device)
         is_live = [True] * len(logits_BV)
+        tokens_B = torch.empty(0)
         for step in range(sampling.max_new_tokens):
             if step > 0:
                 inputs: dict[str, Any] = {}
                 if mask_BT is not None:
                     mask_BT = torch.nn.functional.pad(mask_BT, (0, 1), value=1)
                     inputs["attention_mask"] = mask_BT
-                    inputs["position_ids"] = (mask_BT.sum(1, keepdim=True) - 1)
+                    inputs["position_ids"] = mask_BT.sum(1, keepdim=True) - 1
                 with torch.inference_mode():
                     embeds = self._lclm.get_input_embeddings()(tokens_B.unsqueeze(1))
                     logits_BV = self._read(embeds, cache, **inputs)
@@ -228,7 +227,7 @@ class _Chooser:
             self._chosen_BT = torch.empty(
                 len(logits_BV), 0, dtype=torch.long, device=logits_BV.device
             )
-        scores_BV = self._processors(self._chosen_BT, logits_BV.float())
+        scores_BV: Tensor = self._processors(self._chosen_BT, logits_BV.float())
         if self._is_greedy:
             tokens_B = scores_BV.argmax(-1)
         else:
@@ -236,7 +235,8 @@ class _Chooser:
             drawn = torch.multinomial(probabilities, 1, generator=self._generator)
             tokens_B = drawn.squeeze(1)
         self._chosen_BT = torch.cat([self._chosen_BT, tokens_B.unsqueeze(1)], dim=1)
-        return tokens_B
+        chosen_B: Tensor = tokens_B
+        return chosen_B
 
 
 def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -24,19 +24,15 @@ NORM_EPS = 1e-6  # wire-format §3
 class AttentionLayer(nn.Module):
     """One decoder layer of the host model, seeing in both directions, with its own rotary."""
 
-    def __init__(self, host: nn.Module) -> None:
+    def __init__(self, host: Any) -> None:
         """Build a fresh layer of the kind and size that the headless model `host` is made of."""
         super().__init__()
-        layers, rotary = host.layers, host.rotary_emb
-        assert isinstance(layers, nn.ModuleList) and isinstance(rotary, nn.Module)
         config: Any = copy.deepcopy(host.config)
         config.is_causal = False
-        layer_class: Any = type(layers[0])
-        rotary_class: Any = type(rotary)
-        self.decoder_layer = layer_class(config, layer_idx=0)
+        self.decoder_layer = type(host.layers[0])(config, layer_idx=0)
         # The flag, not a mask: with no mask at all, every attention implementation obeys it.
         self.decoder_layer.self_attn.is_causal = False
-        self.rotary_emb = rotary_class(config=config)
+        self.rotary_emb = type(host.rotary_emb)(config=config)
 
     def forward(self, hidden_KD: Tensor) -> Tensor:
         """Let the K latents of one span see each other; positions are 0..K-1."""
@@ -56,9 +52,7 @@ class AttentionLayer(nn.Module):
 class Adapter(nn.Module):
     """RMSNorm, two linear layers around an exact GELU, and optional attention around them."""
 
-    def __init__(
-        self, config: ModelConfig, encoder_body: nn.Module, decoder_body: nn.Module
-    ) -> None:
+    def __init__(self, config: ModelConfig, encoder_body: Any, decoder_body: Any) -> None:
         """Size the adapter from its two neighbours, which are headless Hugging Face models."""
         super().__init__()
         width = encoder_body.config.hidden_size

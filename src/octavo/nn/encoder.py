@@ -13,6 +13,7 @@ on what else is in the batch.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ def plan_windows(num_tokens: int, config: ModelConfig, *, span: int = 0) -> list
 class Encoder(nn.Module):
     """Turn spans of source tokens into pooled hidden states, one vector per block."""
 
-    def __init__(self, body: nn.Module, config: ModelConfig, pad_token_id: int) -> None:
-        """Wrap `body`, a headless Hugging Face model; `pad_token_id` pads and marks `eos` blocks."""
+    def __init__(self, body: Any, config: ModelConfig, pad_token_id: int) -> None:
+        """Wrap a headless Hugging Face model; `pad_token_id` pads and marks `eos` blocks."""
         super().__init__()
         self.body = body
         self.settings = config
@@ -116,7 +117,9 @@ class Encoder(nn.Module):
         for window in windows:
             length = window.input_length(self._num_markers(window, ratio))
             is_full = window.stop - window.start == full
-            buckets[length if is_full else -(-length // BUCKET_TOKENS) * BUCKET_TOKENS].append(window)
+            buckets[length if is_full else -(-length // BUCKET_TOKENS) * BUCKET_TOKENS].append(
+                window
+            )
         for length, members in sorted(buckets.items(), reverse=True):
             size = max(1, self.encode_batch_tokens // length)
             for first in range(0, len(members), size):

@@ -106,7 +106,7 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         # transformers initialises what it has not seen initialised: not pretrained parts, and not
         # our own modules, which did it themselves.
         for module in (m for part in [*given, self.adapter] for m in part.modules()):
-            module._is_hf_initialized = True  # type: ignore[assignment]
+            module._is_hf_initialized = True
         self.post_init()
 
     # -- what transformers asks of a causal LM ---------------------------------------------------

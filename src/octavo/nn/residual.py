@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 SIGN_SCALE = 0.2
-"""How far the starting weights of later positions are from one; the first position starts at one."""
+"""How far the starting weights of all positions but the first are from one."""
 
 
 class BlockSum(nn.Module):

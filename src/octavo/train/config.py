@@ -192,7 +192,7 @@ class RunConfig:
             raise ConfigError("pooling 'concat' fixes the ratio; leave model.ratios empty")
         if not self.stages or not any(stage.steps for stage in self.stages.values()):
             raise TrainingError(
-                "the recipe trains no step; add [stages.NAME] with steps and lr, where NAME is one of "
+                "the recipe trains no step; add [stages.NAME] with steps and lr, NAME being one of "
                 + ", ".join(STAGES)
             )
         for name, stage in self.stages.items():
