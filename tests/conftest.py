@@ -12,6 +12,9 @@ import torch
 
 import octavo
 
+# Several processes that each start a thread per core slow one another down tenfold.
+torch.set_num_threads(1)
+
 WIRE = Path(__file__).parent / "fixtures" / "wire"
 CHECKPOINT = WIRE / "A_mean_causal_r4_w16" / "checkpoint"
 """The golden checkpoint most tests use: ratio 4, windows of 16 tokens, 2 layers."""

@@ -97,8 +97,11 @@ def assemble_parts(
         )
     decoder_tokenizer = copy.deepcopy(decoder_tokenizer)
     known_ids = set(decoder_tokenizer.get_vocab().values())
+    # The list is replaced by what is given, so the tokenizer's own further tokens go in again.
+    own: Any = getattr(decoder_tokenizer, "extra_special_tokens", None)
+    own = own or getattr(decoder_tokenizer, "additional_special_tokens", [])
     decoder_tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(MEMORY_TOKENS)}, replace_extra_special_tokens=False
+        {"additional_special_tokens": [*(t for t in own if t not in MEMORY_TOKENS), *MEMORY_TOKENS]}
     )
     new = sorted(set(decoder_tokenizer.get_vocab().values()) - known_ids)
     _make_room(decoder_model, len(decoder_tokenizer), new)

@@ -12,7 +12,7 @@ what is missing or does not fit is an error, never a random weight.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +205,14 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None
     casts what is written, without touching the model.
     """
     lclm = checkpoint.lclm
+    extension = lclm.extension
+    if not hasattr(lclm.decoder, "peft_config"):  # whole weights stand on no base
+        extension = replace(extension, base=None, encoder_layers=None)
     with new_folder(folder) as temporary:
         for part, module in (("decoder", lclm.decoder), ("encoder", lclm.encoder.body)):
             _write_half(module, temporary / part, dtype)
         checkpoint.decoder_tokenizer.save_pretrained(temporary / "decoder")
-        if lclm.extension.base is None:
+        if extension.base is None:
             checkpoint.encoder_tokenizer.save_pretrained(temporary / "encoder")
         (temporary / "adapter").mkdir()
         save_file(
@@ -219,7 +222,7 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None
             residual = _cast(lclm.residual.state_dict(), dtype)
             save_file(residual, temporary / "adapter" / "residual.safetensors")
         _write_json(temporary / MODEL_CONFIG_FILE, lclm.settings.to_dict())
-        if values := lclm.extension.to_dict():
+        if values := extension.to_dict():
             _write_json(temporary / EXTENSION_FILE, {"format_version": 1, **values})
 
 
@@ -264,7 +267,7 @@ class _Loader:
                 raise CheckpointError(f"{folder}/adapter_config.json names no base model")
             source = load_base(str(named), self.base, self.progress)
             options = {**options, "dtype": torch.float32}  # merged in fp32, then rounded once
-        if num_layers is not None:
+        if num_layers is not None and is_lora:
             kind = AutoModelForCausalLM  # the first layers are taken from a whole model
         try:
             with quiet():
@@ -276,11 +279,13 @@ class _Loader:
                 f"cannot load {source} ({type(error).__name__}: {_first_line(error)}); "
                 "is it complete, and in safetensors?"
             ) from error
-        if num_layers is not None:
+        if num_layers is not None and is_lora:
             model = first_layers(model.base_model, num_layers)
         rows = model.get_input_embeddings().weight.shape[0]
         if is_lora and rows < vocabulary:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
+            head = model.get_output_embeddings().weight.data  # untied: no random rows
+            head[rows:] = head[:rows].mean(0)
         elif rows < vocabulary:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {vocabulary} tokens but the embedding only {rows} "

@@ -173,7 +173,7 @@ class CompressedContext:
         if self.fingerprint != fingerprint:
             raise ContextError(
                 f"this context was compressed by {self.compressor_name} ({self.fingerprint}), and "
-                f"{name} ({fingerprint}) cannot read its latents; compress the text with {name}"
+                f"{name} ({fingerprint}) cannot read its latents; compress the text again"
             )
 
     def save(self, path: str | Path) -> None:

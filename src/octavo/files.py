@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from octavo.errors import OctavoError
 
 
@@ -33,7 +35,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors says disk full
         raise _refusal(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,14 +66,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         shutil.rmtree(retired, ignore_errors=True)
         _fsync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors says disk full
         raise _refusal(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refusal(path: Path, error: OSError) -> WriteError:
-    reason = error.strerror or error
+def _refusal(path: Path, error: Exception) -> WriteError:
+    reason = getattr(error, "strerror", None) or error
     return WriteError(f"cannot write {path}: {reason}; free some space or choose another place")
 
 

@@ -264,11 +264,8 @@ class Stage:
             "measured_step": self.measured_step,
         }
         with new_folder(path) as temporary:
-            try:
-                save_file(weights, temporary / "weights.safetensors")
-                save_file(state, temporary / "optimizer.safetensors")
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise OSError(str(error)) from error
+            save_file(weights, temporary / "weights.safetensors")
+            save_file(state, temporary / "optimizer.safetensors")
             (temporary / "state.json").write_text(json.dumps(place), encoding="utf-8")
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
