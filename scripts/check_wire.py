@@ -68,7 +68,8 @@ def check(folder: Path) -> tuple[bool, list[str]]:
                 limit = tolerance.get("rel_rms", REL_RMS)[quantity]
                 if errors.relative_rms > limit:
                     errors.beyond.append(f"relative rms {errors.relative_rms:.4f} > {limit}")
-                shown = f"relative rms {errors.relative_rms:.2e} (<= {limit})"
+                shown = f"largest error {errors.largest:.2e}, rms {errors.relative_rms:.2e}"
+                shown += f" (<= {limit})"
             elif quantity in ("ids", "slots", "counts", "greedy"):
                 shown = f"{errors.values} compared, {len(errors.beyond)} differ"
             else:

@@ -232,3 +232,51 @@ def test_the_sum_needs_a_shared_tokenizer() -> None:
         octavo.assemble(
             str(CHECKPOINT / "encoder"), str(CHECKPOINT / "decoder"), encoder_layers=9, device="cpu"
         )
+
+
+def test_a_lora_checkpoint_is_merged_for_answers_and_kept_apart_for_training(
+    tmp_path: Path,
+) -> None:
+    from peft import PeftModel
+
+    from octavo.assembly import add_lora
+    from octavo.checkpoint import Checkpoint, read, write
+
+    halves = {part: str(CHECKPOINT / part) for part in ("encoder", "decoder")}
+    made = octavo.assemble(
+        halves["encoder"], halves["decoder"], compression_ratio=4, encoder_window_size=16,
+        encoder_layers=1, device="cpu",
+    )  # fmt: skip
+    lclm = made.lclm
+    add_lora(lclm, 2, 4, encoder_layers=1, **halves)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in lclm.named_parameters():
+            if "lora_" in name or "trainable_tokens" in name:
+                parameter.normal_(std=0.1)
+    prompts = made.prompts
+    tokenizers = prompts.decoder_tokenizer, AutoTokenizer.from_pretrained(halves["encoder"])
+    write(Checkpoint(lclm, *tokenizers, "lora", "x"), tmp_path / "lora")
+    weights = load_file(tmp_path / "lora" / "decoder" / "adapter_model.safetensors")
+    assert sum(w.numel() for w in weights.values()) < 10_000  # factors and three rows, no base
+
+    spans = [prompts.source(TEXT).ids]
+    with torch.no_grad():
+        wanted = lclm.encode(spans)[0]
+        rows = lclm.get_input_embeddings()(torch.tensor([387, 388, 389]))
+        for trainable in (False, True):
+            again = read(tmp_path / "lora", trainable=trainable).lclm
+            assert hasattr(again.decoder, "peft_config") == trainable
+            torch.testing.assert_close(again.encode(spans)[0], wanted, atol=1e-4, rtol=1e-4)
+            found = again.get_input_embeddings()(torch.tensor([387, 388, 389]))
+            torch.testing.assert_close(found, rows)
+
+    # A stranger with peft alone gets the same decoder.
+    base = AutoModelForCausalLM.from_pretrained(halves["decoder"])
+    theirs: Any = PeftModel.from_pretrained(base, str(tmp_path / "lora" / "decoder"))
+    ids = torch.tensor([[5, 387, 9]])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, lclm.decoder(ids).logits)
+    octavo.load(tmp_path / "lora", device="cpu").save(tmp_path / "whole")
+    whole = octavo.load(tmp_path / "whole", device="cpu")
+    torch.testing.assert_close(whole.compress(TEXT).latents, wanted, atol=1e-4, rtol=1e-4)
