@@ -9,6 +9,7 @@ from conftest import TEXT
 import octavo
 from octavo import ConfigError, ContextError, PromptError, PromptTooLongError
 from octavo.engine import CHAT, Prompt, Sampling
+from octavo.engine.local import LocalEngine
 
 LONG = TEXT * 4
 QUESTIONS = ["Who signed?", "What was sealed, and by whom? Say it all.", "Row 7?"]
@@ -184,6 +185,9 @@ def test_a_kept_prefix_is_not_read_again(model: octavo.Model) -> None:
     finally:
         handle.remove()
     assert num_first == first.usage.prompt_tokens
+    assert isinstance(model.engine, LocalEngine)
+    per_position = 2 * 2 * 2 * 16 * 4  # keys and values, layers, KV heads, head width, fp32
+    assert len(context) * per_position < model.engine.kept_bytes <= num_first * per_position
     assert sum(read) < num_first - len(context)
 
 

@@ -82,6 +82,17 @@ class LocalEngine:
         elif prompts:
             yield from self._generate_batch(prompts, sampling)
 
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes that the KV caches of kept prefixes hold."""
+        tensors = (
+            tensor
+            for cache in self._prefixes.values()
+            for layer in cache.layers
+            for tensor in (layer.keys, layer.values)
+        )
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def close(self) -> None:
         """Forget all cached prefixes."""
         self._prefixes.clear()
