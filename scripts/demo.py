@@ -19,8 +19,8 @@ QUESTIONS = (
 )
 CAN_AND_CANNOT = """\
 What to expect: smol is a 135M-parameter decoder whose compressor was trained on two CPU cores in
-under two hours. Its latents carry the topic and many of the words of a passage (the README has the
-measured gain over no context), but not its exact wording, and a decoder of this size answers
+two hours. Its latents carry something of the topic and the words of a passage (the README has
+the measured gain over no context), but not its exact wording, and a decoder of this size answers
 questions about 8,000 tokens poorly even from the raw text: see for yourself with --raw. The same
 commands serve the published 4B checkpoints."""
 
@@ -46,7 +46,7 @@ def main() -> int:
 def run(options: Any) -> None:
     """Load, compress, ask, compare."""
     warnings.simplefilter("ignore")
-    say(f"Loading the model (fetches {93} MB of base weights on first use) ...")
+    say("Loading the model (fetches 93 MB of base weights on first use) ...")
     model = octavo.load(options.model, base=options.base, progress=progress)
     text = CHAPTER.read_text(encoding="utf-8")
     book = model.compress(
