@@ -95,8 +95,9 @@ def test_a_file_is_short_and_opens_with_a_sentence(path: Path) -> None:
     assert opening.rstrip().endswith((".", ":")), f"{path} opens with {opening!r}"
 
 
-def test_the_tree_is_small() -> None:
+def test_the_tree_is_small_and_typed() -> None:
     assert len(FILES) <= MAX_FILES
+    assert (SOURCE / "py.typed").is_file()
 
 
 def test_nothing_unpickles_or_prints() -> None:
