@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rebuild the shipped default model, from data to assets: runs/train_smol.sh DATA_FOLDER
-# DATA_FOLDER holds the .jsonl.zst files that src/octavo/recipes/smol.toml names. Under an hour on
-# two idle CPU cores; interrupt and rerun at will.
+# DATA_FOLDER holds the .jsonl.zst files that src/octavo/recipes/smol.toml names. An estimated
+# hour on two idle CPU cores; interrupt and rerun at will.
 set -euo pipefail
 data="$(cd "${1:?usage: runs/train_smol.sh DATA_FOLDER}" && pwd)"
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup"

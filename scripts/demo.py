@@ -85,7 +85,7 @@ def ask(model: octavo.Model, question: str, **options: Any) -> octavo.Completion
 
 
 def account(model: Any, book: Any, first: octavo.Completion, raw: octavo.Completion) -> None:
-    """Print what was held and how long it took, all measured in this run."""
+    """Print what was held and how long it took; only the raw cache is reckoned, by positions."""
     again = model.generate(QUESTIONS[1], context=book, max_new_tokens=1)
     once = book.compress_seconds + first.timings.ttft_seconds
     unfolded = raw.timings.ttft_seconds

@@ -25,7 +25,7 @@ from octavo.nn import LCLM, LCLMConfig
 PINNED_BASE = f"octavo:{BASE_NAME}"
 """How checkpoints name the pinned base model."""
 RESIDUAL_ADAPTER_SCALE = 0.1
-"""Beside the order-preserving sum a fresh adapter only whispers; measured in docs/log.md."""
+"""Beside the order-preserving sum a fresh adapter only whispers. A starting value, unmeasured."""
 
 
 def load_base(name: str, base: Path | None = None, progress: Progress | None = None) -> str:
