@@ -1,26 +1,30 @@
 """What a compressor keeps, on text it was never trained on: loss and accuracy, with intervals.
 
-Two tasks at every ratio: copy a passage of 64 tokens (teacher-forced token accuracy), and continue
-a text after 256 tokens of context. Each is read with latents, with the raw text, with nothing, and
-with the latents of another passage (`shuffled`: it must do no better than nothing). Writes one JSON
-row per task, ratio and reading; intervals are 95% bootstrap over examples.
+Two tasks at every ratio: copy a passage of 64 tokens (teacher-forced token accuracy, and the share
+of passages copied without a fault), and continue a text after 256 tokens of context. Each is read
+with latents, with the raw text, with nothing, and with the latents of another passage (`shuffled`:
+it must do no better than nothing). Retention is (latents - none) / (raw - none). Writes one JSON
+row per task and ratio; intervals are 95% bootstrap over examples.
 
     python benchmarks/held_out.py TEXT.jsonl [...] [--model M] [--examples N] [--output ROWS.jsonl]
 """
 
 import argparse
+import itertools
 import json
+import random
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import octavo
-from octavo.train.config import DataSection
-from octavo.train.data import Example, Examples, read_documents
+from octavo.train.config import DataSection, SourceSection
+from octavo.train.examples import Example, ExampleMaker
 from octavo.train.measure import measure
+from octavo.train.sources import read_source
 
 COPY, SPAN, TARGET = 64, 256, 48
+REQUEST = "\nThe text above, word for word:\n"
 
 
 def main() -> None:
@@ -34,67 +38,72 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     model = octavo.load(options.model, base=options.base)
-    data = DataSection(
-        copy_tokens=[COPY, COPY],
-        span_tokens=[SPAN, SPAN],
-        target_tokens=[TARGET, TARGET],
-        max_pairs=1,
-    )
-    documents = read_documents(options.texts, data, Path.cwd())
+    source = SourceSection(files=options.texts)
+    documents = read_source("texts", source, DataSection(), Path.cwd())
+    texts = [d.text for d in documents if len(d.text) > 6 * (SPAN + TARGET)]
+    if not texts:
+        sys.exit(f"no text of {SPAN + TARGET} tokens or more in {', '.join(options.texts)}")
+    rng = random.Random(options.seed)
+    tasks = {
+        "copy": [copy(model, rng, texts) for _ in range(options.examples)],
+        "continue": [proceed(model, rng, texts) for _ in range(options.examples)],
+    }
     rows: list[dict[str, Any]] = []
-    for kind in ("reconstruction", "interleaved"):
-        baselines: dict[str, Any] = {}
+    for task, examples in tasks.items():
         for ratio in model.ratios:
-            stream = Examples(
-                documents, model.prompts, data, ratios=[ratio], weights={kind: 1.0},
-                seed=options.seed,
-            )  # fmt: skip
-            examples = [stream[index] for index in range(options.examples)]
-            views = ("latents", "raw", "none") if not baselines else ("latents", "none")
-            found = measure(model.lclm, examples, views=views)
-            other = measure(model.lclm, shuffled(examples), views=("latents", "none"))
-            baselines = baselines or {view: found[view] for view in ("raw", "none")}
-            readings = {"latents": found["latents"], "shuffled": other["latents"], **baselines}
-            for reading, scores in readings.items():
-                row = {"task": kind, "ratio": ratio, "reading": reading, **scores}
-                if reading in ("latents", "shuffled"):
-                    row["gain_over_none"] = (found if reading == "latents" else other)["gain"]
-                rows.append(row | {"examples": len(examples), "fingerprint": model.fingerprint})
-                show(row)
+            found = measure(model.lclm, examples, ratio=ratio)
+            rows.append({"task": task, "ratio": ratio, **found, "fingerprint": model.fingerprint})
+            show(rows[-1])
     if options.output:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         options.output.write_text(lines, encoding="utf-8")
 
 
-def shuffled(examples: list[Example]) -> list[Example]:
-    """Give every example the spans of the next one, cut to as many slots."""
-    turned = [*examples[1:], examples[0]]
-    return [
-        replace(
-            example,
-            spans=[
-                fit(other, own) for own, other in zip(example.spans, neighbour.spans, strict=True)
-            ],
-        )
-        for example, neighbour in zip(examples, turned, strict=True)
-    ]
+def cut(model: octavo.Model, rng: random.Random, texts: list[str], lengths: list[int]) -> list[str]:
+    """Cut consecutive pieces of the given lengths in tokens out of a random text."""
+    while True:
+        text, wanted = rng.choice(texts), sum(lengths)
+        first = text.find(" ", rng.randrange(max(1, len(text) - 6 * wanted)))
+        piece = text[max(0, first) : first + 12 * wanted]
+        starts = [start for start, _ in model.prompts.source(piece).offsets]
+        if len(starts) > wanted:
+            ends = [0, *(starts[sum(lengths[: i + 1])] for i in range(len(lengths)))]
+            return [piece[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def fit(other: list[int], own: list[int]) -> list[int]:
-    """Cut or repeat another span to the length of this one, so that the slots match."""
-    return (other * (1 + len(own) // len(other)))[: len(own)]
+def copy(model: octavo.Model, rng: random.Random, texts: list[str]) -> Example:
+    """Return a passage to be written out again."""
+    (passage,) = cut(model, rng, texts, [COPY])
+    maker = ExampleMaker(model.prompts, keep_raw=True)
+    parts: Any = [("span", passage), ("given", REQUEST), ("scored", passage)]
+    return some(maker.from_parts("reconstruction", parts, "held out"))
+
+
+def proceed(model: octavo.Model, rng: random.Random, texts: list[str]) -> Example:
+    """Return a context and how its text goes on."""
+    context, target = cut(model, rng, texts, [SPAN, TARGET])
+    maker = ExampleMaker(model.prompts, keep_raw=True)
+    return some(
+        maker.from_parts("interleaved", [("span", context), ("scored", target)], "held out")
+    )
+
+
+def some(example: Example | None) -> Example:
+    """Return an example that is known to exist."""
+    assert example is not None
+    return example
 
 
 def show(row: dict[str, Any]) -> None:
-    """Print one line."""
-    cells = [f"{row['task']:<15} {row['ratio']:>3}x {row['reading']:<9}"]
-    for name in ("loss", "accuracy"):
-        mean, low, high = row[name]
-        cells.append(f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]")
-    if gain := row.get("gain_over_none"):
-        mean, low, high = gain["loss"]
-        cells.append(f"gain over none {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats")
-    sys.stdout.write("  ".join(cells) + "\n")
+    """Print a line per reading."""
+    for reading in ("latents", "shuffled", "raw", "none"):
+        cells = [f"{row['task']:<9} {row['ratio']:>3}x {reading:<9}"]
+        for name in ("loss", "accuracy", "exact"):
+            mean, low, high = row[reading][name]
+            cells.append(f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]")
+        if reading == "latents" and (kept := row.get("retention", {}).get("loss")):
+            cells.append("retention {:.0%} [{:.0%}, {:.0%}]".format(*kept))
+        sys.stdout.write("  ".join(cells) + "\n")
     sys.stdout.flush()
 
 

@@ -12,9 +12,10 @@ import octavo
 
 SOURCE = Path(octavo.__file__).parent
 MAX_LINES = 400
-MAX_FILES = 60
-"""The house budget is 40 for the whole product. The command line is a package of six short files
-here, and answers, loading and assembly stand apart from Model: more files, none of them long."""
+MAX_FILES = 75
+"""The house budget is 40 for the whole product. The command line is a package of short files here,
+answers, loading and assembly stand apart from Model, and a trainer that packs, shards and resumes
+has a file per concern and one per kind of example: more files, none of them long."""
 
 # Each unit may import these units of octavo, and itself.
 CORE = {"errors", "config"}
@@ -48,6 +49,8 @@ FENCED = {
     "rich": {"cli"},
     "zstandard": {"train"},
     "pyarrow": {"train"},
+    "datasets": {"train"},
+    "tensorboard": {"train"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

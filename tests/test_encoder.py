@@ -161,3 +161,32 @@ def test_an_unknown_attention_adapter_setting_is_refused() -> None:
     with pytest.raises(octavo.ConfigError, match="attn_mlp"):
         ModelConfig(compression_ratio=4, pooling="concat", adapter_type="attn_mlp")
     assert Extension().to_dict() == {}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("pooling", "mask", "overlap"),
+    [
+        ("mean", "causal", 0), ("mean", "bidirectional", 5), ("eos", "causal", 3),
+        ("eos", "bidirectional", 4),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_spans_of_different_ratios_are_read_together_as_if_apart(
+    attention: str, pooling: str, mask: str, overlap: int, one_pass: bool
+) -> None:
+    model = build(attention, pooling=pooling, encoder_mask_type=mask, boundary_overlap=overlap)
+    batch, ratios = spans(LENGTHS), [2, 4, 8] * 3
+    passes: list[int] = []
+    with torch.no_grad():
+        mixed = model.encoder(batch, ratios, passes.append, one_pass=one_pass)
+        for ids, ratio, pooled in zip(batch, ratios, mixed, strict=True):
+            wanted, _ = encode_span(model, ids, ratio)
+            torch.testing.assert_close(pooled, wanted, atol=2e-5, rtol=1e-4)
+    assert sum(passes) == sum(LENGTHS)
+    assert (len(passes) == 1) == one_pass
+
+
+def test_ratios_must_be_one_for_all_spans_or_one_for_each() -> None:
+    with pytest.raises(PromptError, match="3 ratios were given for 2 spans"):
+        build().encoder([[1, 2], [3]], [4, 4, 4])

@@ -95,14 +95,8 @@ def assemble_parts(
             "residual 'sum' needs encoder and decoder to share a tokenizer, but theirs differ; "
             "use residual 'none'"
         )
-    decoder_tokenizer = copy.deepcopy(decoder_tokenizer)
     known_ids = set(decoder_tokenizer.get_vocab().values())
-    # The list is replaced by what is given, so the tokenizer's own further tokens go in again.
-    own: Any = getattr(decoder_tokenizer, "extra_special_tokens", None)
-    own = own or getattr(decoder_tokenizer, "additional_special_tokens", [])
-    decoder_tokenizer.add_special_tokens(
-        {"additional_special_tokens": [*(t for t in own if t not in MEMORY_TOKENS), *MEMORY_TOKENS]}
-    )
+    decoder_tokenizer = _with_memory_tokens(decoder_tokenizer)
     new = sorted(set(decoder_tokenizer.get_vocab().values()) - known_ids)
     _make_room(decoder_model, len(decoder_tokenizer), new)
     lclm = build(
@@ -111,6 +105,29 @@ def assemble_parts(
     lclm.adapter.to(dtype)
     _match_scale(lclm)
     return lclm, decoder_tokenizer, encoder_tokenizer
+
+
+def load_tokenizers(encoder: str, decoder: str, base: Path | None = None) -> tuple[Any, Any]:
+    """Return the `(decoder, encoder)` tokenizers of an LCLM yet to be assembled; no weights."""
+    found = []
+    for source in (decoder, encoder):
+        try:
+            found.append(AutoTokenizer.from_pretrained(load_base(source, base)))
+        except (OSError, ValueError) as error:
+            raise _cannot_load(source, error) from error
+    return _with_memory_tokens(found[0]), found[1]
+
+
+def _with_memory_tokens(tokenizer: Any) -> Any:
+    """Return a copy of a decoder's tokenizer that knows the memory tokens."""
+    tokenizer = copy.deepcopy(tokenizer)
+    # The list is replaced by what is given, so the tokenizer's own further tokens go in again.
+    own: Any = getattr(tokenizer, "extra_special_tokens", None)
+    own = own or getattr(tokenizer, "additional_special_tokens", [])
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [*(t for t in own if t not in MEMORY_TOKENS), *MEMORY_TOKENS]}
+    )
+    return tokenizer
 
 
 def build(
@@ -210,10 +227,12 @@ def _load(
             model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         return model, tokenizer or AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise CheckpointError(
-            f"cannot load {source} ({reason}); give a folder or hub id"
-        ) from error
+        raise _cannot_load(source, error) from error
+
+
+def _cannot_load(source: Any, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return CheckpointError(f"cannot load {source} ({reason}); give a folder or hub id")
 
 
 @torch.no_grad()

@@ -72,6 +72,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sync_folder(path: Path) -> None:
+    """Make a folder's own files, and their names, durable."""
+    for file in path.iterdir():
+        if file.is_file():
+            _fsync(file)
+    _fsync(path)
+
+
 def _refusal(path: Path, error: Exception) -> WriteError:
     reason = getattr(error, "strerror", None) or error
     return WriteError(f"cannot write {path}: {reason}; free some space or choose another place")

@@ -17,6 +17,7 @@ import typer
 
 import octavo
 from octavo.cli.answer import chat, compress, generate
+from octavo.cli.data import data
 from octavo.cli.inputs import Misuse, one_line
 from octavo.cli.models import info, pull
 from octavo.cli.training import train
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for _verb in (compress, generate, chat, info, pull, train):
     app.command()(_verb)
+app.add_typer(data, name="data")
 
 
 def _show_version(is_wanted: bool) -> None:

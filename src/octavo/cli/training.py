@@ -1,6 +1,7 @@
 """`octavo train`: run a recipe, from a file or from the package."""
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def train(
     """Train a compressor by a recipe.
 
     Prints the folder of the finished model. Paths in the recipe start at the current folder. Ctrl-C
-    saves the run, and --resume continues it.
+    or SIGTERM saves the run and ends it with exit code 0, and --resume continues it. Under torchrun
+    the run is spread over its processes.
     """
     chosen = overrides or []
     for override in chosen:
@@ -48,21 +50,28 @@ def train(
     from octavo.cli.options import hush_bars
 
     hush_bars()
+    from octavo.cli.data import row_bars
+    from octavo.train.loop import Interrupted
     from octavo.train.stages import train as run
 
-    reached = ""
     try:
-        with _step_bars() as show:
-
-            def on_step(stage: str, step: int, steps: int, loss: float) -> None:
-                nonlocal reached
-                reached = f"stage {stage}, step {step}"
-                show(stage, step, steps, loss)
-
-            export = run(config, Path.cwd(), resume=resume, on_step=on_step)
+        with row_bars() as show_rows, _step_bars() as show_step:
+            export = run(config, Path.cwd(), resume=resume, on_step=show_step, on_rows=show_rows)
+    except Interrupted as interrupted:
+        if is_first_rank():
+            typer.echo(
+                f"stopped at {interrupted}; the run is saved, continue it with: "
+                + _resume_line(recipe, chosen),
+                err=True,
+            )
+        return
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_resume(recipe, chosen, reached, resume)) from None
-    typer.echo(export)
+        raise KeyboardInterrupt(
+            "interrupted; what the last checkpoint holds is kept, continue with: "
+            + _resume_line(recipe, chosen)
+        ) from None
+    if is_first_rank():
+        typer.echo(export)
 
 
 def _find_recipe(name: str) -> Path:
@@ -80,17 +89,17 @@ def _find_recipe(name: str) -> Path:
     )
 
 
-def _how_to_resume(recipe: str, overrides: list[str], reached: str, was_resumed: bool) -> str:
-    """Return what to say after Ctrl-C."""
-    if not reached and not was_resumed:
-        return "interrupted before the first step; nothing was trained"
+def _resume_line(recipe: str, overrides: list[str]) -> str:
+    """Return the command that goes on with an interrupted run."""
     line = ["octavo", "train", recipe]
     for override in overrides:
         line += ["--set", override]
-    place = f" at {reached}" if reached else ""
-    return (
-        f"interrupted{place}; the run is saved, continue it with: {shlex.join([*line, '--resume'])}"
-    )
+    return shlex.join([*line, "--resume"])
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@ Windows never see each other except for `boundary_overlap` tokens; positions res
 window input (wire-format §2). Windows of like length share a forward pass of bounded size and are
 pooled at once, so peak memory does not grow with the text. Windows are padded on the right only, up
 to a multiple of `BUCKET_TOKENS` that depends on nothing but their own length: latents do not depend
-on what else is in the batch.
+on what else is in the batch. Training reads everything in one pass instead (`one_pass`), where
+short windows share a row: they are kept apart by positions that restart, or by a mask.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,22 +39,51 @@ class Window:
     stop: int
     left: int
     right: int
+    ratio: int
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of latents this window makes; a short last block counts."""
+        return -(-(self.stop - self.start) // self.ratio)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """What windows have in common that can be folded together."""
+        return self.left, self.stop - self.start, self.right, self.ratio
 
     def input_length(self, num_markers: int) -> int:
         """Return the number of tokens the encoder reads for this window."""
         return self.left + self.stop - self.start + self.right + num_markers
 
 
-def plan_windows(num_tokens: int, config: ModelConfig, *, span: int = 0) -> list[Window]:
+Place = tuple[int, int]
+"""The row of a batch, and the position in it, where a window's input starts."""
+
+
+def plan_windows(
+    num_tokens: int, config: ModelConfig, *, span: int = 0, ratio: int | None = None
+) -> list[Window]:
     """Tile one span: full windows, then what is left over, each with its margins."""
+    ratio = ratio or config.compression_ratio
     size, overlap = config.encoder_window_size, config.boundary_overlap
     windows = []
     for start in range(0, num_tokens, size):
         stop = min(start + size, num_tokens)
         sees_right = config.encoder_mask_type == "bidirectional"
         right = min(overlap, num_tokens - stop) if sees_right else 0
-        windows.append(Window(span, start, stop, min(overlap, start), right))
+        windows.append(Window(span, start, stop, min(overlap, start), right, ratio))
     return windows
+
+
+def ratio_per_span(ratio: int | Sequence[int], num_spans: int) -> list[int]:
+    """Return one ratio per span, whether one was given for all or one for each."""
+    ratios = [ratio] * num_spans if isinstance(ratio, int) else list(ratio)
+    if len(ratios) != num_spans:
+        raise PromptError(
+            f"{len(ratios)} ratios were given for {num_spans} spans; give one for each, or one for "
+            "all"
+        )
+    return ratios
 
 
 class Encoder(nn.Module):
@@ -78,27 +108,31 @@ class Encoder(nn.Module):
     def forward(
         self,
         spans: Sequence[Sequence[int] | Tensor],
-        ratio: int | None = None,
+        ratio: int | Sequence[int] | None = None,
         on_tokens: Callable[[int], None] | None = None,
+        *,
+        one_pass: bool = False,
     ) -> list[Tensor]:
-        """Return one `pooled_KE` per span, K = ceil(tokens / ratio).
+        """Return one `pooled_KE` per span, K = ceil(tokens / ratio); a ratio may be one per span.
 
         `on_tokens` is called with the number of source tokens read after each forward pass.
+        `one_pass` reads all windows in exactly one forward pass of the body, whatever their number
+        and lengths: processes that share a sharded body must all run it equally often.
         Raises `PromptError` for an empty span: it has no latent to stand for it.
         """
-        ratio = ratio or self.settings.compression_ratio
         ids = [torch.as_tensor(span, dtype=torch.long, device=self.device) for span in spans]
+        ratios = ratio_per_span(ratio or self.settings.compression_ratio, len(ids))
         if empty := [index for index, span in enumerate(ids) if len(span) == 0]:
             raise PromptError(f"span {empty[0]} is empty; give it text or leave it out")
         windows = [
             window
             for index, span in enumerate(ids)
-            for window in plan_windows(len(span), self.settings, span=index)
+            for window in plan_windows(len(span), self.settings, span=index, ratio=ratios[index])
         ]
         pooled: dict[Window, Tensor] = {}
-        for batch, length in self._batches(windows, ratio):
-            hidden_NLE = self._read(batch, length, ids, ratio)
-            pooled.update(zip(batch, self._pool(hidden_NLE, batch, ratio), strict=True))
+        for batch, length in self._one_batch(windows) if one_pass else self._batches(windows):
+            hidden_NLE = self._read(batch, length, ids)
+            pooled.update(self._pool(hidden_NLE, batch))
             if on_tokens is not None:
                 on_tokens(sum(window.stop - window.start for window in batch))
         per_span: list[list[Tensor]] = [[] for _ in ids]
@@ -106,63 +140,105 @@ class Encoder(nn.Module):
             per_span[window.span].append(pooled[window])
         return [torch.cat(parts) for parts in per_span]
 
-    def _num_markers(self, window: Window, ratio: int) -> int:
-        is_eos = self.settings.pooling == "eos"
-        return -(-(window.stop - window.start) // ratio) if is_eos else 0
+    def _input_length(self, window: Window) -> int:
+        """Return what a window's input takes, its `eos` markers included."""
+        return window.input_length(window.num_blocks if self.settings.pooling == "eos" else 0)
 
-    def _batches(self, windows: Sequence[Window], ratio: int) -> Iterator[tuple[list[Window], int]]:
+    def _batches(self, windows: Sequence[Window]) -> Iterator[tuple[dict[Window, Place], int]]:
         """Group windows by padded input length, and cut the groups to bounded batches."""
         full = self.settings.encoder_window_size
         buckets: dict[int, list[Window]] = defaultdict(list)
         for window in windows:
-            length = window.input_length(self._num_markers(window, ratio))
+            length = self._input_length(window)
             is_full = window.stop - window.start == full
-            buckets[length if is_full else -(-length // BUCKET_TOKENS) * BUCKET_TOKENS].append(
-                window
-            )
+            buckets[length if is_full else _bucket(length)].append(window)
         for length, members in sorted(buckets.items(), reverse=True):
             size = max(1, self.encode_batch_tokens // length)
             for first in range(0, len(members), size):
-                yield members[first : first + size], length
+                batch = members[first : first + size]
+                yield {window: (row, 0) for row, window in enumerate(batch)}, length
 
-    def _read(self, batch: Sequence[Window], length: int, ids: list[Tensor], ratio: int) -> Tensor:
+    def _one_batch(self, windows: Sequence[Window]) -> Iterator[tuple[dict[Window, Place], int]]:
+        """Put all windows into one batch, as wide as the longest; short ones share a row."""
+        length = _bucket(max(map(self._input_length, windows)))
+        # Flash attention knows no mask that would keep windows apart in both directions.
+        is_shared = self.settings.encoder_mask_type == "causal" or not self._is_flash
+        used: list[int] = []
+        batch: dict[Window, Place] = {}
+        for window in sorted(windows, key=self._input_length, reverse=True):
+            size = self._input_length(window)
+            rows = (row for row, taken in enumerate(used) if is_shared and taken + size <= length)
+            row = next(rows, len(used))
+            if row == len(used):
+                used.append(0)
+            batch[window] = (row, used[row])
+            used[row] += size
+        yield batch, length
+
+    @property
+    def _is_flash(self) -> bool:
+        return "flash" in str(getattr(self.body.config, "_attn_implementation", ""))
+
+    def _read(self, batch: Mapping[Window, Place], length: int, ids: list[Tensor]) -> Tensor:
         """Run the encoder over one batch of windows, padded on the right to `length`."""
-        inputs_NL = torch.full((len(batch), length), self.pad_token_id, device=self.device)
-        num_read = []
-        for row, window in enumerate(batch):
+        num_rows = 1 + max(row for row, _ in batch.values())
+        inputs_NL = torch.full((num_rows, length), self.pad_token_id, device=self.device)
+        positions_NL = torch.arange(length).repeat(num_rows, 1)
+        owner_NL = torch.full((num_rows, length), -1)  # which window a token is of
+        for index, (window, (row, first)) in enumerate(batch.items()):
             tokens = ids[window.span][window.start - window.left : window.stop + window.right]
-            inputs_NL[row, : len(tokens)] = tokens
-            num_read.append(window.input_length(self._num_markers(window, ratio)))
+            inputs_NL[row, first : first + len(tokens)] = tokens
+            positions_NL[row, first:] = torch.arange(length - first)
+            owner_NL[row, first : first + self._input_length(window)] = index
         mask = None  # causal: what follows a token, padding included, never reaches it
         if self.settings.encoder_mask_type == "bidirectional":
-            mask = self._bidirectional_mask(torch.tensor(num_read, device=self.device), length)
-        output = self.body(input_ids=inputs_NL, attention_mask=mask, use_cache=False)
-        hidden_NLE: Tensor = output.last_hidden_state
-        return hidden_NLE
+            mask = self._bidirectional_mask(owner_NL.to(self.device))
+        if all(first == 0 for _, first in batch.values()):
+            output = self.body(input_ids=inputs_NL, attention_mask=mask, use_cache=False)
+            hidden_NLE: Tensor = output.last_hidden_state
+            return hidden_NLE
+        shape = (1, -1) if self._is_flash else inputs_NL.shape  # flash isolates within one row only
+        output = self.body(
+            input_ids=inputs_NL.reshape(shape),
+            attention_mask=mask,
+            position_ids=positions_NL.to(self.device).reshape(shape),
+            use_cache=False,
+        )
+        hidden_NLE = output.last_hidden_state
+        return hidden_NLE.reshape(num_rows, length, -1)
 
-    def _bidirectional_mask(self, num_read_N: Tensor, length: int) -> Tensor:
-        """Let every token see every real token of its own row."""
-        is_real_NL = torch.arange(length, device=self.device) < num_read_N[:, None]
-        if "flash" in str(getattr(self.body.config, "_attn_implementation", "")):
-            return is_real_NL.long()
+    def _bidirectional_mask(self, owner_NL: Tensor) -> Tensor:
+        """Let every token see every token of its own window, and padding only padding."""
+        if self._is_flash:
+            return (owner_NL >= 0).long()
+        sees_N1LL = owner_NL[:, None, :, None] == owner_NL[:, None, None, :]
+        if str(getattr(self.body.config, "_attn_implementation", "")) == "sdpa":
+            # Without a dtype: weights, queries and autocast may each have another one.
+            return sees_N1LL
         dtype = next(self.body.parameters()).dtype
-        mask_N11L = torch.zeros(is_real_NL.shape, dtype=dtype, device=self.device)[:, None, None]
-        mask_N11L = mask_N11L.masked_fill(~is_real_NL[:, None, None], torch.finfo(dtype).min)
-        return mask_N11L.expand(-1, -1, length, -1)
+        mask_N1LL = torch.zeros(sees_N1LL.shape, dtype=dtype, device=self.device)
+        return mask_N1LL.masked_fill(~sees_N1LL, torch.finfo(dtype).min)
 
-    def _pool(self, hidden_NLE: Tensor, batch: Sequence[Window], ratio: int) -> list[Tensor]:
-        """Fold each window's blocks; windows of one shape are folded together."""
-        shapes = {(window.left, window.stop - window.start, window.right) for window in batch}
-        if len(shapes) == 1:
-            return list(self._fold(hidden_NLE, batch[0], ratio))
-        rows = zip(hidden_NLE.split(1), batch, strict=True)
-        return [self._fold(row_1LE, window, ratio)[0] for row_1LE, window in rows]
+    def _pool(
+        self, hidden_NLE: Tensor, batch: Mapping[Window, Place]
+    ) -> Iterator[tuple[Window, Tensor]]:
+        """Fold each window's blocks; windows of one shape in rows of their own fold together."""
+        if len({window.shape for window in batch}) == 1 and len(batch) == len(hidden_NLE):
+            yield from zip(batch, self._fold(hidden_NLE, next(iter(batch))), strict=True)
+            return
+        for window, (row, first) in batch.items():
+            yield window, self._fold(hidden_NLE[row : row + 1, first:], window)[0]
 
-    def _fold(self, hidden_NLE: Tensor, window: Window, ratio: int) -> Tensor:
+    def _fold(self, hidden_NLE: Tensor, window: Window) -> Tensor:
         """Return the blocks `NKE` of windows that all have the shape of `window`."""
         stop = window.left + window.stop - window.start
         if self.settings.pooling == "eos":
             first = stop + window.right
-            return hidden_NLE[:, first : first + self._num_markers(window, ratio)]
+            return hidden_NLE[:, first : first + window.num_blocks]
         fold = pool_concat if self.settings.pooling == "concat" else pool_mean
-        return fold(hidden_NLE[:, window.left : stop], ratio)
+        return fold(hidden_NLE[:, window.left : stop], window.ratio)
+
+
+def _bucket(length: int) -> int:
+    """Round a length up to the next multiple of `BUCKET_TOKENS`."""
+    return -(-length // BUCKET_TOKENS) * BUCKET_TOKENS

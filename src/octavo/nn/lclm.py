@@ -27,9 +27,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
 from octavo.errors import ConfigError, PromptError
 from octavo.nn.adapter import Adapter
-from octavo.nn.encoder import Encoder
+from octavo.nn.encoder import Encoder, ratio_per_span
 from octavo.nn.residual import BlockSum
 from octavo.nn.rotary import round_rotary
+from octavo.nn.score import IGNORED, Scores, check_output_is_linear, score_hidden
 from octavo.nn.splice import splice
 
 
@@ -147,19 +148,34 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     # -- what is ours ----------------------------------------------------------------------------
 
-    def encode(self, spans: Sequence[Any], ratio: int | None = None) -> list[Tensor]:
-        """Return the `latents_KD` of each span of source token ids, K = ceil(tokens / ratio)."""
-        ratio = resolve_ratio(self.settings, self.extension, ratio)
-        return self.adapt(self.encoder(spans, ratio), spans, ratio)
+    def encode(
+        self,
+        spans: Sequence[Any],
+        ratio: int | Sequence[int] | None = None,
+        *,
+        one_pass: bool = False,
+    ) -> list[Tensor]:
+        """Return the `latents_KD` of each span of source token ids, K = ceil(tokens / ratio).
 
-    def adapt(self, pooled: Sequence[Tensor], spans: Sequence[Any], ratio: int) -> list[Tensor]:
+        The ratio is one for all spans or one for each. `one_pass` is the encoder's.
+        """
+        given = [ratio] if ratio is None or isinstance(ratio, int) else ratio
+        resolved = [resolve_ratio(self.settings, self.extension, one) for one in given]
+        ratios = resolved * len(spans) if given is not ratio else resolved
+        pooled = self.encoder(spans, ratios, one_pass=one_pass)
+        return self.adapt(pooled, spans, ratios)
+
+    def adapt(
+        self, pooled: Sequence[Tensor], spans: Sequence[Any], ratio: int | Sequence[int]
+    ) -> list[Tensor]:
         """Lift pooled states to latents, adding the order-preserving sum where the model has it."""
         latents = self.adapter(pooled)
         if self.residual is not None:
             table = self.get_input_embeddings()
-            for index, span in enumerate(spans):
+            ratios = ratio_per_span(ratio, len(spans))
+            for index, (span, its_ratio) in enumerate(zip(spans, ratios, strict=True)):
                 ids = torch.as_tensor(span, dtype=torch.long, device=latents[index].device)
-                latents[index] = latents[index] + self.residual(table(ids), ratio)
+                latents[index] = latents[index] + self.residual(table(ids), its_ratio)
         return list(latents)
 
     def embed(self, input_ids_BT: Tensor, latents_SD: Tensor | None) -> Tensor:
@@ -193,7 +209,7 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if inputs_embeds is None:
             if input_ids is None:
                 raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
-            if latents is None and memory_ids is not None:
+            if latents is None and memory_ids is not None and len(memory_ids) > 0:
                 latents = self.span_latents(memory_ids, memory_lengths, memory_ratios)
             if latents is None and past_key_values is not None and past_key_values.get_seq_length():
                 # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
@@ -212,21 +228,72 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return output
 
     def span_latents(
-        self, memory_ids_ML: Tensor, lengths_M: Tensor | None, ratios_M: Tensor | None
+        self,
+        memory_ids_ML: Tensor,
+        lengths_M: Tensor | None,
+        ratios_M: Tensor | None,
+        *,
+        one_pass: bool = False,
     ) -> Tensor:
         """Return the latents `SD` of a padded batch of spans, each at its own ratio."""
         if lengths_M is None:
             lengths_M = torch.full((len(memory_ids_ML),), memory_ids_ML.shape[1])
-        lengths = lengths_M.tolist()
-        spans = [row[:length] for row, length in zip(memory_ids_ML, lengths, strict=True)]
-        default = self.settings.compression_ratio
-        ratios = [default] * len(spans) if ratios_M is None else ratios_M.tolist()
-        found: dict[int, Tensor] = {}
-        for ratio in sorted(set(ratios)):
-            members = [index for index, its_ratio in enumerate(ratios) if its_ratio == ratio]
-            encoded = self.encode([spans[index] for index in members], ratio)
-            found.update(zip(members, encoded, strict=True))
-        return torch.cat([found[index] for index in range(len(spans))])
+        spans = [row[:n] for row, n in zip(memory_ids_ML, lengths_M.tolist(), strict=True)]
+        ratios = None if ratios_M is None else ratios_M.tolist()
+        return torch.cat(self.encode(spans, ratios, one_pass=one_pass))
+
+    def score(
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor,
+        position_ids_BT: Tensor | None = None,
+        memory_ids_ML: Tensor | None = None,
+        memory_lengths_M: Tensor | None = None,
+        memory_ratios_M: Tensor | None = None,
+    ) -> Scores:
+        """Return loss and greedy hit of every token that `labels_BT` score, and nothing else.
+
+        Positions that restart within a row tell its packed examples apart: none sees another. The
+        first token of an example must not be scored. Without positions, a row is one example,
+        padded on the right. The encoder runs exactly once, also for a batch without spans, whose
+        loss then has a gradient of zero for it: under sharding, all ranks run the same modules.
+        """
+        has_spans = memory_ids_ML is not None and len(memory_ids_ML) > 0
+        if has_spans:
+            assert memory_ids_ML is not None
+            latents_SD = self.span_latents(
+                memory_ids_ML, memory_lengths_M, memory_ratios_M, one_pass=True
+            )
+        else:
+            latents_SD = torch.cat(self.encode([[self.encoder.pad_token_id]], one_pass=True))
+        embeds_BTD = self.embed(input_ids_BT, latents_SD if has_spans else None)
+        hidden_BTD = self._decode_packed(embeds_BTD, position_ids_BT)
+        is_scored_BT = labels_BT[:, 1:] != IGNORED
+        check_output_is_linear(self.get_decoder().config)
+        loss_P, is_hit_P = score_hidden(
+            self.get_output_embeddings(),
+            hidden_BTD[:, :-1][is_scored_BT],
+            labels_BT[:, 1:][is_scored_BT],
+        )
+        if not has_spans:
+            loss_P = loss_P + 0 * latents_SD.float().sum()
+        return Scores(loss_P, is_hit_P, is_scored_BT.nonzero()[:, 0])
+
+    def _decode_packed(self, embeds_BTD: Tensor, position_ids_BT: Tensor | None) -> Tensor:
+        """Return the decoder's hidden states `BTD` of rows whose examples do not see each other.
+
+        There is no mask: transformers builds one from the restarts, if no cache is in use. Its
+        flash attention looks for restarts only in a batch of one row, so rows are laid end to end.
+        """
+        body: Any = self.get_decoder()
+        is_flash = "flash" in str(getattr(body.config, "_attn_implementation", ""))
+        shape = embeds_BTD.shape
+        if is_flash and position_ids_BT is not None:
+            embeds_BTD = embeds_BTD.reshape(1, -1, shape[-1])
+            position_ids_BT = position_ids_BT.reshape(1, -1)
+        output = body(inputs_embeds=embeds_BTD, position_ids=position_ids_BT, use_cache=False)
+        hidden_BTD: Tensor = output.last_hidden_state
+        return hidden_BTD.reshape(shape)
 
     def round_rotary(self, rotary: Rotary) -> None:
         """Round rotary frequencies of the encoding half, or of both halves, to bf16 for good."""

@@ -1,40 +1,42 @@
 """Run one stage of training: step, log, measure, save, resume.
 
-The loop owns nothing but the trainable parameters, the optimizer and a step count: examples and
-dropout are functions of the step, so a checkpoint of these three resumes bit for bit. Checkpoints
-are folders of safetensors that appear complete or not at all.
+The loop owns nothing but the trainable parameters, the optimizer and a step count: rows and dropout
+are functions of the step, so a checkpoint of these three resumes bit for bit. Alone or on many
+ranks it is the same loop; what the ranks share is in `parallel.py`, and files in `checkpoints.py`.
 """
 
 import contextlib
-import json
 import math
-import re
-import shutil
-import signal
-import threading
+import random
+import resource
+import sys
 import time
-import typing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from octavo.config import read_json
 from octavo.errors import TrainingError
-from octavo.files import new_folder
 from octavo.nn import LCLM
-from octavo.train.config import Group, RunConfig, StageSection
-from octavo.train.data import Example, Examples
-from octavo.train.loss import score
+from octavo.train import checkpoints, parallel
+from octavo.train.batch import Batch, collate
+from octavo.train.config import RunConfig, StageSection
+from octavo.train.flops import Work, peak_tflops
+from octavo.train.groups import keep_rows, set_trainable
+from octavo.train.log import Log
+from octavo.train.rows import Row, Rows
+from octavo.train.signals import Stop
 
-Log = Callable[[dict[str, Any]], None]
 MAX_SKIPPED_STEPS = 10
 """Non-finite steps in a row before the run is given up."""
+MAX_LOGGED_ROWS = 64
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, and has saved itself."""
 
 
 def learning_rate(step: int, stage: StageSection, peak: float) -> float:
@@ -51,102 +53,100 @@ def learning_rate(step: int, stage: StageSection, peak: float) -> float:
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def group_of(name: str) -> str:
-    """Return the group a parameter of `LCLM` belongs to, by the part it lives in."""
-    if "trainable_tokens" in name:
-        return "memory_rows"
-    part = name.split(".", 1)[0]
-    return {"residual": "adapter"}.get(part, part)
+class RowOrder:
+    """The order in which a mixture's rows are read: each once, then all again in another order."""
 
+    def __init__(self, num_rows: int, seed: str) -> None:
+        """Shuffle `num_rows` rows by `seed`."""
+        self._num_rows, self._seed = num_rows, seed
+        self._epoch, self._order = -1, list[int]()
 
-def set_trainable(
-    model: LCLM, groups: typing.Collection[str]
-) -> dict[str, dict[str, nn.Parameter]]:
-    """Freeze everything but `groups` and return their parameters by group and name.
-
-    A decoder or encoder under LoRA trains its low-rank factors only. `memory_rows` are the three
-    memory tokens' embeddings; without LoRA that is the whole embedding, and `Stage` drops the
-    gradient of its other rows.
-    """
-    # In one order everywhere: the gradient norm is a sum, and sums depend on their order.
-    chosen: dict[str, dict[str, nn.Parameter]] = {
-        group: {} for group in typing.get_args(Group) if group in groups
-    }
-    has_lora = {group: False for group in ("encoder", "decoder")}
-    for name, _ in model.named_parameters():
-        if "lora_" in name:
-            has_lora[group_of(name)] = True
-    for name, parameter in model.named_parameters():
-        group = group_of(name)
-        is_factor = "lora_" in name or not has_lora.get(group, False)
-        is_chosen = group in groups and (is_factor or group == "memory_rows")
-        parameter.requires_grad_(is_chosen)
-        if is_chosen:
-            chosen[group][name] = parameter
-    if "memory_rows" in groups and not chosen["memory_rows"]:
-        if "decoder" in groups:
-            raise TrainingError(
-                "a decoder trained whole moves its memory rows with it; drop the lr of "
-                "memory_rows, or set lora.rank"
-            )
-        weight = model.get_input_embeddings().weight
-        assert isinstance(weight, nn.Parameter)
-        weight.requires_grad_(True)
-        name = next(n for n, parameter in model.named_parameters() if parameter is weight)
-        chosen["memory_rows"][name] = weight
-    for group, parameters in chosen.items():
-        if not parameters:
-            raise TrainingError(f"the group {group!r} has no parameters in this model; drop its lr")
-    return chosen
+    def __getitem__(self, index: int) -> int:
+        """Return the row that is read as number `index`; any index has one."""
+        epoch, place = divmod(index, self._num_rows)
+        if epoch != self._epoch:
+            self._order = list(range(self._num_rows))
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
+            self._epoch = epoch
+        return self._order[place]
 
 
 class Stage:
-    """One stage of a run: its trainable parameters, optimizer, examples and place on disk."""
+    """One stage of a run: its trainable parameters, optimizer, rows and place on disk."""
 
     def __init__(
         self,
         name: str,
         model: LCLM,
-        examples: Examples,
+        rows: Rows,
         config: RunConfig,
         folder: Path,
         log: Log,
-        measure: Callable[[], dict[str, Any]] | None = None,
+        *,
+        first_row: int = 0,
+        measure: Callable[[LCLM], dict[str, Any]] | None = None,
+        export: Callable[["Stage", Path], None] | None = None,
+        stop: Stop | None = None,
     ) -> None:
-        """Prepare the stage; `measure` is called every `measure_every` steps and logged."""
-        self.name, self.model, self.examples = name, model, examples
+        """Prepare the stage on a model that lies on this process's device, sharded or not.
+
+        `set_trainable` has chosen the parameters. `first_row` is where its reading starts in the
+        mixture. `measure` is called every `measure_every` steps, its result logged, and `export`
+        with a folder when the held-out loss is the best so far.
+        """
+        self.name, self.model, self.rows = name, model, rows
         self.config, self.settings = config, config.stages[name]
-        self.folder, self.log, self.measure = folder, log, measure
-        self.step, self.skipped, self.measured_step = 0, 0, 0
+        self.folder, self.log, self.first_row = folder, log, first_row
+        self.measure, self.export, self.stop = measure, export, stop or Stop()
+        self.step, self.updates, self.skipped, self.measured_step = 0, 0, 0, 0
+        self.best: float | None = None
+        self.device = model.device
+        self.rank, self.num_ranks = parallel.world()
+        self._order = RowOrder(len(rows), f"{config.seed}/{self.settings.mixture}")
+        self._ratios = config.served_ratios()
+        self.work = Work(model)
+        self._peak = peak_tflops(self.device, config.peak_tflops)
         self.parameters = set_trainable(model, self.settings.lr)
-        rows = self.parameters.get("memory_rows", {})
-        self._whole_embeddings = [p for name, p in rows.items() if "trainable_tokens" not in name]
+        self.named = {n: p for group in self.parameters.values() for n, p in group.items()}
         groups = [
             {
                 "params": list(parameters.values()),
                 "lr": 0.0,
+                "betas": tuple(self.settings.betas.get(group, (0.9, 0.95))),  # paper §4.1
                 "weight_decay": self.settings.weight_decay.get(group, 0.0),
                 "name": group,
             }
             for group, parameters in self.parameters.items()
         ]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)  # paper §4.1
+        self.optimizer = torch.optim.AdamW(groups, eps=1e-8)
+        for parameter in self.named.values():  # as AdamW does at its first step
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     def run(self, on_step: Callable[[int, float], None] | None = None) -> None:
-        """Take the remaining steps. Ctrl-C saves a checkpoint before it is passed on."""
+        """Take the remaining steps.
+
+        SIGINT or SIGTERM on any rank ends the step, saves on all of them, and raises `Interrupted`.
+        """
         self.model.train()
         try:
             self._measure_if_due()  # the step may have been saved before it was measured
             while self.step < self.settings.steps:
-                loss = self._take_step()
+                loss, must_stop = self._take_step()
                 if on_step is not None:
-                    on_step(self.step, loss)
-                self._measure_if_due()
-                if self.step % self.config.save_every == 0:
+                    try:
+                        on_step(self.step, loss)
+                    except KeyboardInterrupt:
+                        must_stop = True
+                if not must_stop:
+                    self._measure_if_due()
+                if must_stop or self.step % self.config.save_every == 0:
                     self.save()
-        except KeyboardInterrupt:
-            self.save()
-            raise
+                if must_stop:
+                    raise Interrupted(f"stage {self.name}, step {self.step}")
         finally:
             self.model.eval()
 
@@ -157,172 +157,189 @@ class Stage:
         """Measure every `measure_every` steps and at the end, once each, also after a resume."""
         if self.measure is None or self.measured_step == self.step:
             return
-        if self._is_due(self.config.measure_every):
-            self.model.eval()
-            measured = self.measure()
-            self.model.train()
-            with _uninterrupted():
-                self.log({"stage": self.name, "step": self.step, "measured": measured})
-                self.measured_step = self.step
+        if not self._is_due(self.config.measure_every):
+            return
+        self.model.eval()
+        measured = self.measure(self.model)
+        self.model.train()
+        loss = sum(row["latents"]["loss"][0] for row in measured.values()) / max(1, len(measured))
+        is_best = bool(measured) and (self.best is None or loss < self.best)
+        if is_best:
+            self.best = loss
+            if self.export is not None and self.config.keep_best:
+                self.export(self, self.folder / "best")
+        self.measured_step = self.step
+        row = {"stage": self.name, "step": self.step, "measured": measured, "is_best": is_best}
+        if parallel.is_main():
+            self.log(row)
 
-    def _batch(self) -> list[list[Example]]:
-        """Return the micro-batches of the current step, each of examples of like length."""
-        config = self.config
-        first = self.step * config.batch_size
-        batch = [self.examples[first + i] for i in range(config.batch_size)]
-        batch.sort(key=lambda example: len(example.input_ids))
-        size = config.micro_batch_size
-        return [batch[i : i + size] for i in range(0, len(batch), size)]
+    # -- one step --------------------------------------------------------------------------------
 
-    def _take_step(self) -> float:
-        """Take and log one optimizer step; its loss is the mean over all its scored tokens."""
+    def _batches(self) -> list[Batch]:
+        """Return this rank's micro-batches of the current step."""
+        first = self.first_row + self.step * self.config.batch_rows
+        share = self.config.batch_rows // self.num_ranks
+        mine = [self._row(first + self.rank * share + index) for index in range(share)]
+        size = self.config.micro_batch_rows
+        return [
+            collate(
+                mine[i : i + size],
+                row_tokens=self.config.data.row_tokens,
+                slot_id=self.model.memory_token_id,
+            )
+            for i in range(0, share, size)
+        ]
+
+    def _row(self, index: int) -> Row:
+        """Return a row at a ratio that the model serves: its own, or the next larger one."""
+        row: Row = self.rows[self._order[index]]
+        if row.ratio in self._ratios:
+            return row
+        return Row(row.id, min(r for r in self._ratios if r >= row.ratio), row.examples)
+
+    def _take_step(self) -> tuple[float, bool]:
+        """Take and log one optimizer step; return its loss and whether to stop after it.
+
+        The loss is the mean over all scored tokens of all ranks, however they are spread.
+        """
         started = time.perf_counter()
-        # Dropout, where a model has any, is a function of the step too.
-        torch.manual_seed(zlib.crc32(f"{self.config.seed}/{self.name}/{self.step}".encode()))
+        # Dropout, where a model has any, is a function of the step and the rank too.
+        key = f"{self.config.seed}/{self.name}/{self.step}/{self.rank}"
+        torch.manual_seed(zlib.crc32(key.encode()))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings, self.settings.lr[group["name"]])
-        micro_batches = self._batch()
-        examples = [example for batch in micro_batches for example in batch]
-        num_scored = sum(sum(label >= 0 for label in e.labels[1:]) for e in examples)
-        total = torch.zeros((), dtype=torch.float64)
-        hits = 0
-        for batch in micro_batches:
-            with self._autocast():
-                scored = score(self.model, batch)
-            loss = scored.loss_P.sum() / num_scored
+        batches = self._batches()
+        counts = torch.tensor(
+            [[b.num_scored, b.num_positions, b.num_source_tokens, b.num_latents] for b in batches],
+            dtype=torch.float64,
+        ).sum(0)
+        scored, positions, sources, latents = map(int, parallel.sum_over_ranks(counts).tolist())
+        loss_and_hits = torch.zeros(2, dtype=torch.float64)
+        is_bad_row = torch.zeros(self.config.batch_rows, dtype=torch.float64)
+        place = self.rank * (self.config.batch_rows // self.num_ranks)
+        for batch in batches:
+            with autocast(self.config.precision, self.device):
+                scores = self.model.score(**batch.inputs(self.device))
+            # Sharded gradients are averaged over ranks; the loss is a sum over all of them.
+            loss = scores.loss_P.sum() * (self.num_ranks / max(1, scored))
             loss.backward()
-            total += loss.detach().double().cpu()
-            hits += int(scored.is_hit_P.sum())
-        self._keep_memory_rows()
-        norm = nn.utils.clip_grad_norm_(self._all_parameters(), self.config.max_grad_norm)
-        is_finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
+            loss_P = scores.loss_P.detach()
+            loss_and_hits[0] += loss_P.double().sum().cpu()
+            loss_and_hits[1] += int(scores.is_hit_P.sum())
+            bad = scores.row_P[~torch.isfinite(loss_P)].unique().tolist()
+            for index in bad:
+                is_bad_row[place + index] = 1
+            place += len(batch.row_ids)
+        keep_rows(self.parameters, self.model)
+        norm = parallel.whole(
+            nn.utils.clip_grad_norm_(self.named.values(), self.config.max_grad_norm)
+        )
+        told = parallel.sum_over_ranks(
+            torch.cat([loss_and_hits, torch.tensor([float(self.stop.is_asked)]), is_bad_row])
+        )
+        loss_sum, hits, stops, *bad_rows = told.tolist()
+        is_finite = math.isfinite(loss_sum) and bool(torch.isfinite(norm))
+        if is_finite:
+            self.optimizer.step()
+            self.updates += 1
+        self.skipped = 0 if is_finite else self.skipped + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        seconds = time.perf_counter() - started
         row = {
             "stage": self.name,
-            "step": self.step + 1,
-            "loss": _rounded(total, 5),
-            "accuracy": round(hits / num_scored, 4),
-            "grad_norm": _rounded(norm, 4),
+            "step": self.step,
+            "loss": _rounded(loss_sum / max(1, scored), 5),
+            "accuracy": round(hits / max(1, scored), 4),
+            "grad_norm": _rounded(float(norm), 4),
             "lr": {g["name"]: g["lr"] for g in self.optimizer.param_groups},
-            "scored_tokens": num_scored,
-            "decoder_tokens": sum(len(e.input_ids) for e in examples),
-            "source_tokens": sum(len(span) for e in examples for span in e.spans),
+            "scored_tokens": scored,
+            "decoder_tokens": positions,
+            "source_tokens": sources,
+            "latents": latents,
+            "seconds": round(seconds, 3),
+            "decoder_tokens_per_second": round(positions / seconds, 1),
+            "source_tokens_per_second": round(sources / seconds, 1),
+            "memory_bytes": _peak_memory(self.device),
         }
-        with _uninterrupted():
-            if is_finite:
-                self.optimizer.step()
-            else:
-                row["skipped"] = "loss or gradient not finite"
-            self.skipped = 0 if is_finite else self.skipped + 1
-            self.optimizer.zero_grad(set_to_none=True)
-            self.step += 1
-            row["seconds"] = round(time.perf_counter() - started, 3)
-            if self._is_due(self.config.log_every) or not is_finite:
-                self.log(row)
+        if self._peak:
+            flops = self.work.of(
+                source_tokens=sources, latents=latents, positions=positions, scored=scored
+            )
+            row["mfu"] = round(flops / seconds / (self._peak * 1e12 * self.num_ranks), 4)
+        if not is_finite:
+            row["skipped"] = "loss or gradient not finite"
+            row["rows"] = self._row_ids(bad_rows)
+        if parallel.is_main() and (self._is_due(self.config.log_every) or not is_finite):
+            self.log(row)
         if self.skipped >= MAX_SKIPPED_STEPS:
             raise TrainingError(
                 f"{MAX_SKIPPED_STEPS} steps in a row had a loss or gradient that is not finite "
-                f"(stage {self.name}, step {self.step}); lower the learning rates"
+                f"(stage {self.name}, step {self.step}, rows {', '.join(row['rows'][:3])}, …); "
+                "lower the learning rates, or look at these rows"
             )
-        return float(total)
+        return loss_sum / max(1, scored), stops > 0
 
-    def _keep_memory_rows(self) -> None:
-        """Drop the gradient of all rows but the memory tokens' of a frozen embedding."""
-        for weight in self._whole_embeddings:
-            if weight.grad is not None:
-                kept = weight.grad[self.model.config.memory_token_ids]
-                weight.grad.zero_()
-                weight.grad[self.model.config.memory_token_ids] = kept
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
-            return contextlib.nullcontext()
-        device = next(self.model.adapter.parameters()).device.type
-        return torch.autocast(device, dtype=torch.bfloat16)
-
-    def _all_parameters(self) -> Iterator[nn.Parameter]:
-        for parameters in self.parameters.values():
-            yield from parameters.values()
+    def _row_ids(self, is_bad: list[float]) -> list[str]:
+        """Return the rows whose loss was not finite, or all of the step when none was."""
+        first = self.first_row + (self.step - 1) * self.config.batch_rows
+        chosen = [i for i, bad in enumerate(is_bad) if bad] or list(range(len(is_bad)))
+        return [self.rows[self._order[first + i]].id for i in chosen[:MAX_LOGGED_ROWS]]
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _named(self) -> dict[str, nn.Parameter]:
-        return {name: p for group in self.parameters.values() for name, p in group.items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return everything a checkpoint holds, by name."""
+        tensors: dict[str, Tensor] = {f"weight/{n}": p.data for n, p in self.named.items()}
+        for name, parameter in self.named.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{key}/{name}"] = self.optimizer.state[parameter][key]
+        return tensors
 
     def save(self) -> Path:
-        """Write weights, optimizer and step; the previous checkpoint goes once this is whole."""
-        path = self.folder / f"checkpoint-{self.step:08d}"
-        named = self._named()
-        state: dict[str, Tensor] = {}
-        for name, parameter in named.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"{key}/{name}"] = value.detach().cpu().contiguous().clone()
-        weights = {name: p.detach().cpu().contiguous().clone() for name, p in named.items()}
-        place = {
+        """Write a checkpoint of the current step; older ones go once this is whole."""
+        state = {
             "stage": self.name,
             "step": self.step,
+            "updates": self.updates,
             "skipped": self.skipped,
             "measured_step": self.measured_step,
+            "best": self.best,
+            "ranks": self.num_ranks,
         }
-        with new_folder(path) as temporary:
-            save_file(weights, temporary / "weights.safetensors")
-            save_file(state, temporary / "optimizer.safetensors")
-            (temporary / "state.json").write_text(json.dumps(place), encoding="utf-8")
-        for older in self._checkpoints()[:-1]:
-            shutil.rmtree(older)
-        return path
+        keep = self.config.keep_checkpoints
+        return checkpoints.save(self.folder, self.step, self._tensors(), state, keep)
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this stage; return whether there was one."""
-        if not (found := self._checkpoints()):
+        if not (found := checkpoints.find(self.folder)):
             return False
-        named = self._named()
-        place = read_json(found[-1] / "state.json")
-        try:
-            weights = load_file(found[-1] / "weights.safetensors")
-            state = load_file(found[-1] / "optimizer.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"{found[-1]} is damaged ({error}); remove it to start the stage again"
-            ) from error
-        shapes = {name: parameter.shape for name, parameter in named.items()}
-        if {name: weight.shape for name, weight in weights.items()} != shapes:
-            raise TrainingError(
-                f"{found[-1]} was written by a run that trained other parameters; "
-                "use the same recipe, or another output folder"
-            )
+        state = checkpoints.read_state(found[-1])
         with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.copy_(weights[name])
-        for key_and_name, value in state.items():
-            key, name = key_and_name.split("/", 1)
-            parameter = named[name]
-            value = value if key == "step" else value.to(parameter.device)
-            self.optimizer.state[parameter][key] = value
-        self.step, self.skipped = place["step"], place["skipped"]
-        self.measured_step = place["measured_step"]
+            checkpoints.load(found[-1], self._tensors())
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.measured_step, self.best = state["measured_step"], state["best"]
+        self.updates = state["updates"]
+        for parameter in self.named.values():
+            self.optimizer.state[parameter]["step"] = torch.tensor(float(self.updates))
         return True
 
-    def _checkpoints(self) -> list[Path]:
-        found = self.folder.glob("checkpoint-*") if self.folder.is_dir() else iter(())
-        return sorted(path for path in found if re.fullmatch(r"checkpoint-\d{8}", path.name))
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a model computes in the recipe's precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _rounded(value: Tensor, digits: int) -> float | None:
+def _rounded(value: float, digits: int) -> float | None:
     """Return a number for the log; JSON has none for what is not finite."""
-    return round(float(value), digits) if bool(torch.isfinite(value)) else None
+    return round(value, digits) if math.isfinite(value) else None
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block ends, so that no step is ever half taken."""
-    if threading.current_thread() is not threading.main_thread():  # where Ctrl-C never arrives
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
+def _peak_memory(device: torch.device) -> int:
+    """Return the most memory this process has held so far, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,70 +1,218 @@
-"""Measure a compressor on held-out text: loss and accuracy with latents, raw text and nothing.
+"""Measure a compressor on held-out examples: with latents, raw text, nothing, and wrong latents.
 
-Every number comes with a 95% bootstrap interval over examples, and `gain` is the paired difference
-to reading nothing: a compressor whose gain's interval holds zero has shown nothing.
+Every number is `[mean, low, high]`, a 95% bootstrap interval over examples. `gain` is the paired
+difference to reading nothing: a compressor whose gain's interval holds zero has shown nothing.
+`retention` is the part of what raw text gains over nothing that the latents keep. `shuffled` reads
+the latents of another example, and must do no better than nothing.
 
-Shapes: E examples, S bootstrap samples.
+Shapes: E examples, B rows, T positions, M spans, P scored positions, S bootstrap samples.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from octavo.errors import TrainingError
 from octavo.nn import LCLM
-from octavo.train.data import Example, Examples
-from octavo.train.loss import View, score
+from octavo.train.batch import lay_out
+from octavo.train.examples import IGNORED, Example
 
-VIEWS: tuple[View, ...] = ("latents", "raw", "none")
+View = Literal["latents", "raw", "none", "shuffled"]
+VIEWS: tuple[View, ...] = ("latents", "raw", "none", "shuffled")
+NUM_SAMPLES = 1000
+"""Bootstrap samples: the ends of an interval are then good to two digits."""
+
+
+class Tally(NamedTuple):
+    """What one example got: summed loss and hits, how many tokens, and whether all were hits."""
+
+    loss: float
+    hits: float
+    tokens: float
+    is_exact: float
 
 
 @torch.no_grad()
 def measure(
-    model: LCLM, examples: Sequence[Example], *, views: Sequence[View] = VIEWS, batch: int = 8
+    model: LCLM,
+    examples: Sequence[Example],
+    *,
+    ratio: int,
+    views: Sequence[View] = VIEWS,
+    batch: int = 8,
 ) -> dict[str, Any]:
-    """Return loss, accuracy and gain over `none` of one kind of examples at one ratio."""
-    per_view: dict[View, list[tuple[float, float, int]]] = {}
-    for view in views:
-        rows: list[tuple[float, float, int]] = []
-        for first in range(0, len(examples), batch):
-            members = examples[first : first + batch]
-            scored = score(model, members, view)
-            for index in range(len(members)):
-                is_its = scored.example_P == index
-                loss, hits = scored.loss_P[is_its].sum(), scored.is_hit_P[is_its].sum()
-                rows.append((float(loss), float(hits), int(is_its.sum())))
-        per_view[view] = rows
-    result: dict[str, Any] = {
-        view: {
-            "loss": _ratio_with_interval([(loss, count) for loss, _, count in rows]),
-            "accuracy": _ratio_with_interval([(hits, count) for _, hits, count in rows]),
-        }
-        for view, rows in per_view.items()
-    }
-    if "none" in per_view and "latents" in per_view:
-        pairs = list(zip(per_view["none"], per_view["latents"], strict=True))
-        result["gain"] = {
-            "loss": _ratio_with_interval([(n[0] - z[0], n[2]) for n, z in pairs]),
-            "accuracy": _ratio_with_interval([(z[1] - n[1], n[2]) for n, z in pairs]),
-        }
+    """Return loss, accuracy and exact match of held-out examples in each view, gain and retention.
+
+    `exact` is the share of examples whose scored tokens are all what greedy decoding takes, which
+    is the share it answers word for word. The number of forward passes depends on nothing but the
+    number of examples, `views` and `batch`: ranks that share a sharded model all take part.
+    `shuffled` needs two examples, and is left out for a single one. Raises `TrainingError` for
+    nothing to measure, nothing scored, and for `raw` without the examples' `raw_spans`.
+    """
+    if not examples:
+        raise TrainingError("there are no examples to measure; give at least one held-out example")
+    if len(examples) == 1:
+        views = [view for view in views if view != "shuffled"]
+    tallies = {view: _tally(model, examples, view, ratio, batch) for view in views}
+    result: dict[str, Any] = {view: _scores(rows) for view, rows in tallies.items()}
+    if "none" in tallies and "latents" in tallies:
+        nothing, latents = _values(tallies["none"]), _values(tallies["latents"])
+        gains = {name: _gain(name, latents[name], nothing[name]) for name in nothing}
+        result["gain"] = {name: _interval(gain) for name, gain in gains.items()}
+        if "raw" in tallies:
+            raw = _values(tallies["raw"])
+            result["retention"] = {
+                name: _interval(_over(gain, possible))
+                for name, gain in gains.items()
+                if _interval(possible := _gain(name, raw[name], nothing[name]))[1] > 0
+            }
     result["examples"] = len(examples)
     return result
 
 
-def take(examples: Examples, kind: str, ratio: int, count: int) -> list[Example]:
-    """Return the first `count` examples of a stream that holds only this kind and ratio."""
-    found = [examples[index] for index in range(count)]
-    assert all(example.kind == kind and example.ratio == ratio for example in found)
-    return found
+def _tally(
+    model: LCLM,
+    examples: Sequence[Example],
+    view: View,
+    ratio: int,
+    batch: int,
+) -> list[Tally]:
+    """Score every example in one view; examples of like length share a forward pass."""
+    if view == "shuffled":
+        examples = shuffled(examples)
+    rows = [_row(example, view, ratio, model.memory_token_id) for example in examples]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+    device = next(model.adapter.parameters()).device
+    found: dict[int, Tally] = {}
+    for first in range(0, len(order), batch):
+        members = order[first : first + batch]
+        inputs = _batch([rows[index] for index in members], ratio)
+        scores = model.score(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        loss_P, is_hit_P, row_P = (tensor.cpu() for tensor in scores)
+        for place, index in enumerate(members):
+            is_its = row_P == place
+            hits, tokens = float(is_hit_P[is_its].sum()), float(is_its.sum())
+            if not tokens:
+                raise TrainingError(
+                    f"the example from {examples[index].origin} has no scored token; leave it out"
+                )
+            loss = float(loss_P[is_its].double().sum())
+            found[index] = Tally(loss, hits, tokens, float(hits == tokens))
+    return [found[index] for index in range(len(rows))]
 
 
-def _ratio_with_interval(rows: Sequence[tuple[float, int]], samples: int = 1000) -> list[float]:
-    """Return `[mean, low, high]` of sum / count, resampling examples with a fixed seed."""
-    values_E2 = torch.tensor(rows, dtype=torch.float64)
+def _row(
+    example: Example, view: View, ratio: int, slot_id: int
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """Return ids, labels and spans, with each slot expanded, replaced by raw text, or left out."""
+    if view in ("latents", "shuffled"):
+        return *lay_out(example, ratio, slot_id), example.spans
+    if view == "raw" and len(example.raw_spans) != len(example.spans):
+        raise TrainingError(
+            f"the example from {example.origin} lacks the raw text of its spans; prepare held-out "
+            "examples with raw_spans, or measure without the raw view"
+        )
+    raw_spans = iter(example.raw_spans)
+    ids: list[int] = []
+    labels: list[int] = []
+    for token, is_scored in zip(example.ids, example.is_scored, strict=True):
+        if token != slot_id:
+            ids.append(token)
+            labels.append(token if is_scored else IGNORED)
+        elif view == "raw":
+            raw = next(raw_spans)
+            ids += raw
+            labels += [IGNORED] * len(raw)
+    return ids, labels, []
+
+
+def _batch(
+    rows: Sequence[tuple[list[int], list[int], list[list[int]]]], ratio: int
+) -> dict[str, Tensor]:
+    """Return what `LCLM.score` takes: one example a row, padded on the right."""
+    spans = [torch.tensor(span) for _, _, row_spans in rows for span in row_spans]
+    padded: dict[str, Tensor] = {
+        "input_ids_BT": _pad([ids for ids, _, _ in rows], 0),
+        "labels_BT": _pad([labels for _, labels, _ in rows], IGNORED),
+    }
+    if spans:
+        padded["memory_ids_ML"] = pad_sequence(spans, batch_first=True)
+        padded["memory_lengths_M"] = torch.tensor([len(span) for span in spans])
+        padded["memory_ratios_M"] = torch.full((len(spans),), ratio)
+    return padded
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def shuffled(examples: Sequence[Example]) -> list[Example]:
+    """Give every example the spans of one from elsewhere, cut or repeated to its own lengths.
+
+    The giver is half the set away, or the next after it with another origin: neighbours are often
+    cut from one document, whose latents would be no wrong ones.
+    """
+    count = len(examples)
+    result = []
+    for index, example in enumerate(examples):
+        others = [examples[(index + count // 2 + step) % count] for step in range(count)]
+        givers = [other for other in others if other is not example and other.spans]
+        elsewhere = [other for other in givers if other.origin != example.origin]
+        given = (elsewhere or givers or [example])[0].spans
+        spans = [
+            _fit(given[place % len(given)], len(own)) for place, own in enumerate(example.spans)
+        ]
+        result.append(replace(example, spans=spans))
+    return result
+
+
+def _fit(span: list[int], length: int) -> list[int]:
+    return (span * (1 + length // len(span)))[:length]
+
+
+# -- numbers with intervals: every value is a sum over examples, divided by another ----------------
+
+
+def _values(rows: Sequence[Tally]) -> dict[str, Tensor]:
+    """Return, for each number, an `E2` tensor of what each example adds to both its sums."""
+    table = torch.tensor(rows, dtype=torch.float64)
+    loss, hits, count, is_exact = table.unbind(1)
+    return {
+        "loss": torch.stack([loss, count], 1),
+        "accuracy": torch.stack([hits, count], 1),
+        "exact": torch.stack([is_exact, torch.ones_like(count)], 1),
+    }
+
+
+def _scores(rows: Sequence[Tally]) -> dict[str, list[float]]:
+    return {name: _interval(values_E2) for name, values_E2 in _values(rows).items()}
+
+
+def _gain(name: str, values_E2: Tensor, nothing_E2: Tensor) -> Tensor:
+    """Return how much better a view is than reading nothing, example by example."""
+    sign = -1 if name == "loss" else 1
+    return torch.stack([sign * (values_E2 - nothing_E2)[:, 0], nothing_E2[:, 1]], 1)
+
+
+def _over(gain_E2: Tensor, possible_E2: Tensor) -> Tensor:
+    """Return the sums of one gain over another's; both count the same tokens."""
+    return torch.stack([gain_E2[:, 0], possible_E2[:, 0]], 1)
+
+
+def _interval(values_E2: Tensor) -> list[float]:
+    """Return `[mean, low, high]` of a sum over a sum, resampling examples with a fixed seed.
+
+    Samples whose divisor is not positive have no value, and are left out.
+    """
     generator = torch.Generator().manual_seed(0)
-    drawn_SE = torch.randint(len(rows), (samples, len(rows)), generator=generator)
-    value_S, count_S = values_E2[drawn_SE].sum(1).unbind(1)
-    means = (value_S / count_S).sort().values.tolist()
-    value, count = values_E2.sum(0).tolist()
-    low, high = means[int(0.025 * samples)], means[int(0.975 * samples)]
-    return [round(number, 4) for number in (value / count, low, high)]
+    drawn_SE = torch.randint(len(values_E2), (NUM_SAMPLES, len(values_E2)), generator=generator)
+    value_S, divisor_S = values_E2[drawn_SE].sum(1).unbind(1)
+    is_usable_S = divisor_S > 0
+    means = (value_S / divisor_S)[is_usable_S].sort().values.tolist()
+    value, divisor = values_E2.sum(0).tolist()
+    low, high = means[int(0.025 * len(means))], means[int(0.975 * len(means))]
+    return [round(number, 4) for number in (value / divisor, low, high)]
