@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo import CheckpointError, MissingExtraError
+from octavo import CheckpointError
 from octavo.base import BASE_GGUF, BASE_WHEEL, _unpermute, cache_folder, ensure_base
 
 
@@ -71,15 +71,3 @@ def test_rotary_pairs_are_put_back_in_halves() -> None:
     # Two heads of four rows: llama.cpp stores rows 0 2 1 3 of each head.
     weight = torch.tensor([[0.0], [2.0], [1.0], [3.0], [4.0], [6.0], [5.0], [7.0]])
     assert _unpermute(weight, 2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-
-
-def test_a_missing_extra_names_its_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.train.config import DataSection
-    from octavo.train.data import read_documents
-
-    for name, library in (("a.jsonl.zst", "zstandard"), ("b.parquet", "pyarrow")):
-        (tmp_path / name).write_bytes(b"x")
-        monkeypatch.setitem(sys.modules, library, None)
-        monkeypatch.setitem(sys.modules, f"{library}.parquet", None)
-        with pytest.raises(MissingExtraError, match=r"pip install 'octavo\[train\]'"):
-            read_documents([name], DataSection(), tmp_path)

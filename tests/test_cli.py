@@ -611,8 +611,9 @@ def test_train_runs_a_recipe_and_prints_the_export(
 ) -> None:
     seen: list[Any] = []
 
-    def train(config: Any, root: Path, *, resume: bool, on_step: Any) -> Path:
+    def train(config: Any, root: Path, *, resume: bool, on_step: Any, on_rows: Any) -> Path:
         seen.append((config.seed, config.stages["sft"].steps, root, resume))
+        on_rows("main", 16, 16)
         on_step("sft", 1, 1, 0.5)
         return root / "export"
 
@@ -622,31 +623,50 @@ def test_train_runs_a_recipe_and_prints_the_export(
     assert result.code == 0
     assert seen == [(7, 1, Path.cwd(), True)]
     assert result.out == f"{Path.cwd() / 'export'}\n"
-    assert result.err == "sft: step 1 of 1, loss 0.5000\n"
+    assert result.err == "main: 16 of 16 rows\nsft: step 1 of 1, loss 0.5000\n"
     assert run("train", "smol").code == 0
 
 
-def test_an_interrupted_run_says_how_to_continue(
+def test_a_stopped_run_ends_well_and_says_how_to_continue(
     run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(config: Any, root: Path, *, resume: bool, on_step: Any) -> Path:
-        if config.seed:
-            on_step("sft", 1, 100, 0.5)
-        raise KeyboardInterrupt
+    from octavo.train.loop import Interrupted
+
+    def train(config: Any, root: Path, **_: Any) -> Path:
+        raise Interrupted("stage sft, step 1")
 
     monkeypatch.setattr("octavo.train.stages.train", train)
     result = run("train", recipe, "--set", "seed=1")
-    assert (result.code, result.out) == (130, "")
+    assert (result.code, result.out) == (0, "")
+    assert "stopped at stage sft, step 1; the run is saved" in result.err
     assert f"octavo train {recipe} --set seed=1 --resume" in result.err
+
+
+def test_a_run_that_stops_at_once_says_what_is_kept(
+    run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe.parent)
+
+    def train(config: Any, root: Path, **_: Any) -> Path:
+        if config.seed:
+            Path(config.output).mkdir(parents=True)
+            (Path(config.output) / "log.jsonl").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("octavo.train.stages.train", train)
     unstarted = run("train", recipe)
     assert unstarted.code == 130
+    assert "nothing was trained" in unstarted.err
     assert "--resume" not in unstarted.err
+    result = run("train", recipe, "--set", "seed=1")
+    assert (result.code, result.out) == (130, "")
+    assert f"octavo train {recipe} --set seed=1 --resume" in result.err
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["nosuch"], "packaged name (smol"),
+        (["nosuch"], "packaged name (paper-16x"),
         (["."], "is a folder"),
         (["smol", "--set", "model.poling=mean"], "did you mean 'pooling'"),
         (["smol", "--set", "seed=many"], "expected int"),

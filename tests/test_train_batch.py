@@ -7,7 +7,7 @@ from octavo.train.batch import collate, lay_out
 from octavo.train.examples import IGNORED, Example
 from octavo.train.rows import Row
 
-START, END, SLOT = 90, 91, 92
+START, END, SLOT = 900, 901, 902
 
 
 def example(first: int, *span_lengths: int, scored: int = 3) -> Example:

@@ -1,34 +1,29 @@
 """Training: where gradients go, what moves and how fast, in which order rows are read, learning."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CHECKPOINT, TEXT
 from reference import scored_losses
-from safetensors.torch import load_file
 from training import (
     ADAPTER,
     DECODER,
     ENCODER,
     GROUPS,
     assemble,
-    losses_of,
     made_rows,
     moments_of,
     one_stage,
     recipe,
-    rows_of,
-    tensors_of,
     weights_of,
 )
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from octavo.checkpoint import read
 from octavo.errors import TrainingError
-from octavo.train import parallel
+from octavo.nn import LCLM
 from octavo.train.config import StageSection
 from octavo.train.groups import group_of, set_trainable
 from octavo.train.loop import RowOrder, Stage, learning_rate
@@ -70,9 +65,7 @@ def test_micro_batches_weighted_by_tokens_equal_one_batch(tmp_path: Path) -> Non
     for size in (1, 2, 4):
         logged: list[dict[str, Any]] = []
         stages = {"decoder": {"steps": 1, "lr": ALL}}
-        stage = one_stage(
-            tmp_path, "decoder", logged.append, stages=stages, micro_batch_rows=size
-        )
+        stage = one_stage(tmp_path, "decoder", logged.append, stages=stages, micro_batch_rows=size)
         stage.run()
         steps.append((logged[0]["loss"], moments_of(stage)))
     for loss, moments in steps[1:]:
@@ -144,7 +137,7 @@ def test_memory_rows_alone_do_not_keep_a_later_stage_from_moving_all_rows(tmp_pa
 
 def test_a_decoder_trained_whole_has_no_memory_rows_of_its_own(tmp_path: Path) -> None:
     stages = {"decoder": {"steps": 1, "lr": {"decoder": 1e-3, "memory_rows": 1e-3}}}
-    with pytest.raises(TrainingError, match="drop the lr of memory_rows"):
+    with pytest.raises(TrainingError, match=r"drop the lr of memory_rows"):
         train(recipe(tmp_path, stages=stages), tmp_path)
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
@@ -299,161 +292,91 @@ def test_all_rows_of_a_step_are_read_once_however_they_are_batched(tmp_path: Pat
 
 def test_a_row_whose_ratio_is_not_served_is_read_at_the_next_larger_one(tmp_path: Path) -> None:
     made = made_rows(assemble(recipe(tmp_path)), 8, ratios=(2, 3, 4, 6))
-    stage = one_stage(tmp_path, rows=made)
+    stage = one_stage(tmp_path, rows=made, model__ratios=[2, 8])
     found = {row.id: row.ratio for row in (stage._row(index) for index in range(8))}
     assert [found[row.id] for row in made] == [2, 4, 4, 8] * 2
     stage.run()
 
 
-# -- learning ------------------------------------------------------------------------------------
+# -- broken steps --------------------------------------------------------------------------------
 
 
-def test_loss_falls_and_reconstruction_beats_reading_nothing(tmp_path: Path) -> None:
-    rates = {"adapter": 1e-2, "encoder": 1e-2, "decoder": 1e-2}
-    config = recipe(
-        tmp_path,
-        stages={"decoder": {"steps": 30, "lr": rates, "warmup_steps": 3}},
-        data__mixtures__main__weights={"reconstruction": 1.0},
-        data__mixtures__main__copy_tokens=[4, 8],
-        data__held_out=["a copy.txt"],
-        data__held_out_examples=24,
-        model__compression_ratio=2,
-        model__ratios=[],
-        measure_every=30,
-        batch_rows=16,
-        micro_batch_rows=16,
-        save_every=30,
-    )
-    (tmp_path / "a copy.txt").write_text(TEXT * 7, encoding="utf-8")
-    train(config, tmp_path)
-    losses = losses_of(tmp_path / "out")
-    assert len(losses) == 30
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    measured = next(r["measured"] for r in rows_of(tmp_path / "out") if "measured" in r)
-    measured = measured["reconstruction/2"]
-    assert measured["latents"]["accuracy"][0] > measured["none"]["accuracy"][0]
-    assert measured["gain"]["loss"][1] > 0  # the lower end of the interval
-
-
-def test_held_out_numbers_come_with_intervals_for_every_kind_and_ratio(tmp_path: Path) -> None:
-    train(recipe(tmp_path, stages={"adapter": {**ADAPTER, "steps": 1}}), tmp_path)
-    measured = next(r["measured"] for r in rows_of(tmp_path / "out") if "measured" in r)
-    kinds = ("reconstruction", "interleaved")
-    assert measured.keys() == {f"{kind}/{ratio}" for kind in kinds for ratio in (2, 4, 8)}
-    for numbers in measured.values():
-        assert numbers["examples"] == 3
-        for view in ("latents", "raw", "none", "shuffled", "gain"):
-            for mean, low, high in (numbers[view]["loss"], numbers[view]["accuracy"]):
-                assert low <= mean <= high
-
-
-def test_bf16_autocast_trains_on_a_cpu(tmp_path: Path) -> None:
-    stages = {"encoder": {**ENCODER, "steps": 2}, "decoder": {**DECODER, "steps": 2}}
-    export = train(recipe(tmp_path, precision="bf16", stages=stages), tmp_path)
-    assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "out"))
-    exported = load_file(export / "decoder" / "model.safetensors")
-    assert {tensor.dtype for tensor in exported.values()} == {torch.float32}
-    # What the first stage left frozen, and computed with in bf16, is exported as it was given.
-    frozen = load_file(tmp_path / "out/encoder/export/decoder/model.safetensors")
-    base = AutoModelForCausalLM.from_pretrained(CHECKPOINT / "decoder").state_dict()
-    rows = len(base["model.embed_tokens.weight"]) - 3  # all but the memory tokens'
-    for name, tensor in frozen.items():
-        assert torch.equal(tensor[:rows], base[name][:rows]), name
-
-
-# -- faster, smaller, the same -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-def test_activation_checkpointing_gives_the_same_losses_and_weights(
-    tmp_path: Path, rank: int
+def break_steps(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, broken: set[int], rows: tuple[int, ...]
 ) -> None:
-    stages = {"decoder": {**DECODER, "steps": 3}}
-    outs = []
-    for name, flag in (("plain", False), ("recomputed", True)):
-        folder = tmp_path / name
-        config = recipe(
-            folder, stages=stages, activation_checkpointing=flag, lora__rank=rank, save_every=3
-        )
-        train(config, folder)
-        outs.append(folder / "out")
-    assert losses_of(outs[0]) == pytest.approx(losses_of(outs[1]), abs=1e-5)
-    ours, theirs = (tensors_of(out) for out in outs)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
+    """Make the loss of some rows of a step's micro-batches not a number."""
+    score = LCLM.score
+
+    def broken_score(model: LCLM, *args: Any, **kwargs: Any) -> Any:
+        scores = score(model, *args, **kwargs)
+        if stage.step not in broken:
+            return scores
+        factor = torch.ones_like(scores.loss_P)
+        for row in rows:
+            factor[scores.row_P == row] = float("nan")
+        return scores._replace(loss_P=scores.loss_P * factor)
+
+    monkeypatch.setattr(LCLM, "score", broken_score)
 
 
-def test_activation_checkpointing_really_recomputes_layers(tmp_path: Path) -> None:
-    for flag, passes in ((False, 1), (True, 2)):
-        stage = one_stage(tmp_path, batch_rows=2, stages={"adapter": {**ADAPTER, "steps": 1}})
-        parallel.prepare(
-            stage.model, attention="eager", compile=False, checkpointing=flag, bf16=False
-        )
-        count = {"encoder": 0, "decoder": 0}
-        for name, layer in (
-            ("encoder", stage.model.encoder.body.layers[0]),
-            ("decoder", stage.model.get_decoder().layers[0]),
-        ):
-            layer.self_attn.register_forward_hook(
-                lambda *_, name=name: count.update({name: count[name] + 1})
-            )
+def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    stage = one_stage(tmp_path, log=logged.append, save_every=99, log_every=99)
+    break_steps(monkeypatch, stage, {1}, (1,))
+    stage.run()
+    assert [row["step"] for row in logged if "skipped" in row] == [2]  # whatever log_every says
+    assert logged[0]["loss"] is None
+    expected = [stage._row(index).id for index in (5, 7)]  # the second of each pair of step 2
+    assert logged[0]["rows"] == expected
+    assert all("NaN" not in json.dumps(row) for row in logged)
+    assert all(torch.isfinite(parameter).all() for parameter in stage.model.parameters())
+    steps = {float(stage.optimizer.state[p]["step"]) for p in stage.named.values()}
+    assert steps == {3.0}
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too_and_names_all_rows_of_its_step(
+    tmp_path: Path,
+) -> None:
+    logged: list[dict[str, Any]] = []
+    stage = one_stage(tmp_path, log=logged.append)
+    weight = stage.model.adapter.fc1.weight
+    weight.register_hook(lambda grad: grad * float("inf") if stage.step == 1 else grad)
+    stage.run()
+    assert [row["step"] for row in logged if "skipped" in row] == [2]
+    assert logged[1]["rows"] == [stage._row(index).id for index in (4, 5, 6, 7)]
+    assert logged[1]["grad_norm"] is None
+    assert all(torch.isfinite(parameter).all() for parameter in stage.model.parameters())
+
+
+def test_ten_broken_steps_in_a_row_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    stages = {"adapter": {**ADAPTER, "steps": 30}}
+    stage = one_stage(tmp_path, log=logged.append, stages=stages)
+    break_steps(monkeypatch, stage, {0, *range(2, 30)}, (0,))
+    with pytest.raises(TrainingError, match=r"10 steps in a row.*step 12, rows made/0:\d+"):
         stage.run()
-        assert count["decoder"] == passes
-        assert count["encoder"] in (1, passes)  # frozen here: nothing to recompute for
+    assert stage.step == 12
+    assert sum("skipped" in row for row in logged) == 11
 
 
-@pytest.mark.slow
-def test_compiled_layers_give_nearly_the_same_losses(tmp_path: Path) -> None:
-    losses = []
-    for name, flag in (("plain", False), ("compiled", True)):
-        config = recipe(
-            tmp_path / name, compile=flag, stages={"decoder": {**DECODER, "steps": 3}}
-        )
-        train(config, tmp_path / name)
-        losses.append(losses_of(tmp_path / name / "out"))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-
-
-# -- exports -------------------------------------------------------------------------------------
-
-
-def test_every_stage_exports_a_checkpoint_that_strangers_open(tmp_path: Path) -> None:
-    stages = {"adapter": ADAPTER, "encoder": ENCODER, "decoder": DECODER, "sft": DECODER}
-    stages = {name: {**stage, "steps": 1} for name, stage in stages.items()}
-    train(recipe(tmp_path, stages=stages, model__encoder_layers=1), tmp_path)
-    for name in stages:
-        export = tmp_path / "out" / name / "export"
-        lclm = read(export).lclm
-        assert lclm.extension.ratios == (2, 8)
-        decoder = AutoModelForCausalLM.from_pretrained(export / "decoder")
-        encoder = AutoModel.from_pretrained(export / "encoder")
-        assert torch.equal(decoder.lm_head.weight, lclm.get_output_embeddings().weight)
-        assert torch.equal(encoder.norm.weight, lclm.encoder.body.norm.weight)
-        assert len(encoder.layers) == len(lclm.encoder.body.layers) == 1
-        assert "<|memory|>" in AutoTokenizer.from_pretrained(export / "decoder").get_vocab()
-        assert AutoTokenizer.from_pretrained(export / "encoder")("x")["input_ids"]
-        assert load_file(export / "adapter" / "adapter.safetensors").keys() == (
-            lclm.adapter.state_dict().keys()
-        )
-
-
-def test_low_rank_training_leaves_the_base_alone_and_exports_factors(tmp_path: Path) -> None:
-    rates = dict.fromkeys(GROUPS, 1e-2)
-    config = recipe(
-        tmp_path, lora__rank=2, model__encoder_layers=1, stages={"sft": {"steps": 2, "lr": rates}}
-    )
-    export = train(config, tmp_path)
-    assert not (export / "decoder" / "model.safetensors").exists()
-    apart = read(export, trainable=True).lclm
-    base = AutoModelForCausalLM.from_pretrained(CHECKPOINT / "decoder").state_dict()
-    for name, tensor in apart.decoder.get_base_model().state_dict().items():
-        name = name.replace("base_layer.", "").replace("token_adapter.", "")
-        if name in base:
-            assert torch.equal(tensor, base[name]), name
-    assert any(p.abs().max() > 0 for n, p in apart.named_parameters() if "lora_B" in n)
-    checkpoint = read(export)
-    assert len(checkpoint.lclm.encoder.body.layers) == 1
-    rows = apart.config.memory_token_ids
-    merged = checkpoint.lclm.get_input_embeddings().weight[rows]
-    assert not torch.equal(merged, base["model.embed_tokens.weight"][rows])
+def test_skipped_steps_are_counted_across_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = {"adapter": {**ADAPTER, "steps": 30}}
+    stage = one_stage(tmp_path, stages=stages)
+    break_steps(monkeypatch, stage, set(range(1, 30)), (0,))
+    stage.settings.steps = 6
+    stage.run()
+    monkeypatch.undo()
+    again = one_stage(tmp_path, stages=stages)
+    assert again.resume()
+    steps = {float(again.optimizer.state[p]["step"]) for p in again.named.values()}
+    assert (again.step, again.skipped, steps) == (6, 5, {1.0})
+    break_steps(monkeypatch, again, set(range(30)), (0,))
+    with pytest.raises(TrainingError, match="10 steps in a row"):
+        again.run()
+    assert again.step == 11

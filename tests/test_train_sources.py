@@ -210,7 +210,7 @@ def test_a_hub_dataset_is_streamed_no_further_than_needed(
     with pytest.raises(TrainingError, match="is not hf:NAME:SPLIT"):
         read("hf:owner/set", tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match="pip install datasets"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'octavo\[train\]'"):
         read("hf:owner/set:train", tmp_path)
 
 

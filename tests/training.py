@@ -43,7 +43,7 @@ def recipe(folder: Path, **changes: Any) -> RunConfig:
         "model.encoder": str(CHECKPOINT / "encoder"),
         "model.decoder": str(CHECKPOINT / "decoder"),
         "model.compression_ratio": 4,
-        "model.ratios": [2, 8],
+        "model.ratios": [8],
         "model.encoder_window_size": 16,
         "data.train": ["a.txt"],
         "data.held_out": ["held.txt"],
@@ -59,7 +59,8 @@ def recipe(folder: Path, **changes: Any) -> RunConfig:
         "batch_rows": 4,
         "micro_batch_rows": 2,
         "save_every": 2,
-        "measure_every": 3,
+        "measure_every": 99,
+        "keep_best": False,
         "output": "out",
         "precision": "fp32",
         "device": "cpu",
@@ -99,12 +100,14 @@ def assemble(config: RunConfig) -> Checkpoint:
         section.encoder, section.decoder, section.model_config(), extension=section.extension()
     )
     if lora.rank:
-        add_lora(lclm, lora.rank, lora.alpha, None, encoder=section.encoder, decoder=section.decoder)
+        add_lora(
+            lclm, lora.rank, lora.alpha, None, encoder=section.encoder, decoder=section.decoder
+        )
     return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, "tiny", "")
 
 
 def made_rows(
-    checkpoint: Checkpoint, count: int, *, ratios: Sequence[int] = (2, 4, 8), seed: int = 0
+    checkpoint: Checkpoint, count: int, *, ratios: Sequence[int] = (4, 8), seed: int = 0
 ) -> list[Row]:
     """Make rows by hand: one to three examples with one or two spans, of unlike lengths."""
     maker, draw = ExampleMaker(checkpoint.prompts()), random.Random(seed)
@@ -148,7 +151,7 @@ def weights_of(lclm: LCLM) -> dict[str, torch.Tensor]:
 
 
 def moments_of(stage: Stage) -> dict[str, torch.Tensor]:
-    """Return Adam's moments of every trained parameter; after one step, its gradient by a factor."""
+    """Return Adam's moments of every trained parameter."""
     return {
         f"{key}/{name}": stage.optimizer.state[parameter][key].clone()
         for name, parameter in stage.named.items()
@@ -188,6 +191,7 @@ def tensors_of(out: Path) -> dict[str, torch.Tensor]:
     return {
         f"{file.relative_to(out)}/{name}": tensor
         for file in sorted(out.rglob("*.safetensors"))
+        if not any(part.startswith(".") for part in file.relative_to(out).parts)
         for name, tensor in load_file(file).items()
     }
 

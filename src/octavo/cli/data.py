@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from octavo.cli.inputs import Misuse, format_bytes
+from octavo.cli.training import find_recipe
 
 OnRows = Callable[[str, int, int], None]
 _HEADER = ("mixture", "rows", "examples", "positions", "source tokens", "bytes")
@@ -45,8 +46,6 @@ def prepare(
     Point data.rows of a recipe at FOLDER to train on them. Paths in the recipe start at the current
     folder. The same command goes on where an interrupted one stopped.
     """
-    from octavo.cli.training import _find_recipe
-
     chosen = overrides or []
     for override in chosen:
         if "=" not in override:
@@ -55,7 +54,7 @@ def prepare(
             )
     from octavo.train.config import RunConfig
 
-    config = RunConfig.load(_find_recipe(recipe), chosen)
+    config = RunConfig.load(find_recipe(recipe), chosen)
     from octavo.cli.options import hush_bars
 
     hush_bars()

@@ -46,7 +46,7 @@ def train(
             )
     from octavo.train.config import RunConfig
 
-    config = RunConfig.load(_find_recipe(recipe), chosen)
+    config = RunConfig.load(find_recipe(recipe), chosen)
     from octavo.cli.options import hush_bars
 
     hush_bars()
@@ -66,15 +66,19 @@ def train(
             )
         return
     except KeyboardInterrupt:
+        if not (Path(config.output).expanduser() / "log.jsonl").exists():
+            raise KeyboardInterrupt(
+                "interrupted before the first step; nothing was trained"
+            ) from None
         raise KeyboardInterrupt(
-            "interrupted; what the last checkpoint holds is kept, continue with: "
+            "interrupted; the run is as its last checkpoint has it, continue it with: "
             + _resume_line(recipe, chosen)
         ) from None
     if is_first_rank():
         typer.echo(export)
 
 
-def _find_recipe(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """Return a recipe's file; a name without a folder may be a packaged one."""
     path = Path(name).expanduser()
     packaged = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from octavo.config import read_json
-from octavo.errors import MissingExtraError, TrainingError
+from octavo.errors import CheckpointError, MissingExtraError, TrainingError
 from octavo.files import WriteError, sync_folder
 from octavo.train import parallel
 
@@ -66,7 +66,7 @@ def save(
     with parallel.on_main(f"saving {path}") as is_main:
         if is_main:
             try:
-                text = json.dumps(dict(state))
+                text = json.dumps({**state, "files": _sizes(temporary)})
                 (temporary / "state.json").write_text(text, encoding="utf-8")
                 sync_folder(temporary)
                 if path.exists():  # the same step, saved again after a resume
@@ -79,16 +79,35 @@ def save(
                     f"cannot write {path}: {error.strerror or error}; free some space and resume"
                 ) from error
             for older in find(folder)[:-keep]:
-                shutil.rmtree(older)
+                # Under another name first: half a checkpoint must not look like a whole one.
+                shutil.rmtree(older.rename(folder / f".{older.name}.part"))
             for half in folder.glob(".checkpoint-*.part"):
                 shutil.rmtree(half, ignore_errors=True)
     return path
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return what the loop wrote beside the tensors."""
-    state: dict[str, Any] = read_json(path / "state.json")
+    """Return what the loop wrote beside the tensors.
+
+    Raises `TrainingError` when it is not readable, or a file is not there at its full size.
+    """
+    try:
+        state: dict[str, Any] = read_json(path / "state.json")
+    except CheckpointError as error:
+        raise _damaged(path, error) from error
+    sizes = _sizes(path)
+    for name, size in state["files"].items():
+        if sizes.get(name) != size:
+            raise _damaged(path, f"{name} has {sizes.get(name, 0)} bytes, expected {size}")
     return state
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(path.glob("*.safetensors"))}
+
+
+def _damaged(path: Path, reason: object) -> TrainingError:
+    return TrainingError(f"{path} is damaged ({reason}); remove it to go back to an older one")
 
 
 def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -104,9 +123,7 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
         *(OSError, RuntimeError, ValueError, KeyError, TypeError),
         *(SafetensorError, CheckpointException),
     ) as error:
-        raise TrainingError(
-            f"{path} is damaged ({_reason(error)}); remove it to go back to an older one"
-        ) from error
+        raise _damaged(path, _reason(error)) from error
 
 
 def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:

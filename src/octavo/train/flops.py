@@ -8,8 +8,6 @@ there. Attention scores are left out, and so is what activation checkpointing co
 MFU is the useful work (arXiv 2204.02311, appendix B), and a little understated.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -35,7 +33,9 @@ class Work:
         embeddings = {
             id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
         }
-        head: Any = model.get_output_embeddings().weight
+        # Not its `weight`: with trained memory rows peft merges them on access, which sharded
+        # weights do not allow.
+        head = max(model.get_output_embeddings().parameters(), key=torch.numel)
         self.per_source_token = _per_token(model.encoder, embeddings)
         self.per_latent = _per_token(model.adapter, embeddings)
         self.per_position = _per_token(model.get_decoder(), embeddings)

@@ -226,16 +226,16 @@ class ShardMaker:
             "the lengths of the mixture, or too long; change its *_tokens, or the texts"
         )
 
-    def probe(self, name: str) -> None:
-        """Raise `TrainingError` for a kind of a mixture that the texts cannot make."""
+    def probe(self, name: str) -> float:
+        """Return about how many bytes a row of a mixture takes, from a few.
+
+        Raises `TrainingError` for a kind that the texts cannot make, or that fits no row.
+        """
         mixture, rng = self.config.mixture(name), random.Random(f"{self.config.seed}/{name}/probe")
         check_kinds(mixture, self.library)
         for kind in (kind for kind, weight in mixture.weights.items() if weight > 0):
             self._example(rng, kind, ExampleMaker(self.prompts), mixture)
-
-    def row_bytes(self, name: str) -> float:
-        """Return about how many bytes a row takes."""
         rows = list(self.rows(name, 0, min(_PROBE_ROWS, self.wanted_rows(name, 0))))
         examples = [example for row in rows for example in row.examples]
-        tokens = sum(5 * len(e.ids) + 4 * sum(map(len, e.spans)) for e in examples)
-        return tokens / max(1, len(rows))
+        num_bytes = sum(5 * len(e.ids) + 4 * sum(map(len, e.spans)) for e in examples)
+        return num_bytes / max(1, len(rows))

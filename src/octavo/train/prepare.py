@@ -81,11 +81,10 @@ def prepare(
         manifest = read_manifest(out)
         if manifest["plan"] == maker.plan and _is_whole(out, manifest):
             return manifest
-    for mixture in plan["rows"]:
-        maker.probe(mixture)
+    row_bytes = {name: maker.probe(name) for name in plan["rows"]}
     told_held_out = _write_held_out(config, held_out, prompts, out)
     tasks = [(name, number) for name in plan["rows"] for number in range(maker.num_shards(name))]
-    _check_space(out, maker, tasks)
+    _check_space(maker, tasks, row_bytes)
     shards = _make_all(maker, tasks, processes, on_rows)
     manifest = {
         **{"format": FORMAT, "version": FORMAT_VERSION, "plan": maker.plan},
@@ -117,7 +116,8 @@ def open_prompts(config: RunConfig, root: Path) -> PromptEncoder:
 def check_manifest(manifest: dict[str, Any], config: RunConfig, prompts: PromptEncoder) -> None:
     """Raise `TrainingError` unless a recipe can train on rows that another one may have prepared.
 
-    The tokenizers have to be the same, its rows at least as long, and each row's ratio its own.
+    The tokenizers have to be the same, its rows at least as long, and the model has to serve each
+    row's ratio or a larger one, at which the row fits too.
     """
     cure = "prepare rows by this recipe (octavo data prepare), or set it back"
     for half, own in tokenizer_fingerprints(prompts).items():
@@ -135,11 +135,11 @@ def check_manifest(manifest: dict[str, Any], config: RunConfig, prompts: PromptE
         if not (told := manifest["mixtures"].get(name)) or not told["rows"]:
             raise TrainingError(f"there are no prepared rows of the mixture {name!r}; {cure}")
         for ratio in told["ratios"]:
-            if int(ratio) not in served:
+            if int(ratio) > max(served):
                 raise TrainingError(
-                    f"the rows of {name} were packed for ratio {ratio} among others, but the "
-                    f"model's are {', '.join(map(str, served))} (model.compression_ratio and "
-                    f"model.ratios); {cure}"
+                    f"the rows of {name} were packed for ratio {ratio} among others, at which they "
+                    f"are too long for the model's: {', '.join(map(str, served))} "
+                    f"(model.compression_ratio and model.ratios); {cure}"
                 )
 
 
@@ -255,14 +255,15 @@ def _sum_up(
     }
 
 
-def _check_space(out: Path, maker: ShardMaker, tasks: list[tuple[str, int]]) -> None:
+def _check_space(
+    maker: ShardMaker, tasks: list[tuple[str, int]], row_bytes: dict[str, float]
+) -> None:
     """Refuse to begin what the disk cannot hold."""
     todo = [(name, number) for name, number in tasks if not maker.is_there(name, number)]
-    row_bytes = {name: maker.row_bytes(name) for name in {name for name, _ in todo}}
     needed = _LEEWAY * sum(row_bytes[name] * maker.wanted_rows(name, i) for name, i in todo)
-    if (free := shutil.disk_usage(out).free) < needed:
+    if (free := shutil.disk_usage(maker.out).free) < needed:
         raise TrainingError(
-            f"the rows need about {needed / 1e9:.1f} GB at {out}, but there are only "
+            f"the rows need about {needed / 1e9:.1f} GB at {maker.out}, but there are only "
             f"{free / 1e9:.1f} GB; make room, choose another folder, or lower the steps"
         )
 
@@ -334,7 +335,8 @@ def _make_all(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(maker, stop)
     )
     try:
-        futures = {pool.submit(_make, *task): task for task in tasks}
+        with _deaf_to_ctrl_c():  # the first task starts the processes, which inherit it
+            futures = {pool.submit(_make, *task): task for task in tasks}
         for future in as_completed(futures):
             note(futures[future], future.result())
     except BrokenProcessPool as error:
@@ -348,10 +350,19 @@ def _make_all(
     return made
 
 
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Put Ctrl-C off until the block ends; processes started in it leave it to this one, always."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(maker: ShardMaker, stop: Any) -> None:
     """Get ready to make shards; the texts come with `maker`, once."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and sets `stop`
     maker.is_stopped = stop.is_set
     _worker = maker
     threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -170,7 +170,7 @@ def _hub_rows(pattern: str) -> Iterator[Any]:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingExtraError(
-            f"reading {pattern} needs datasets: pip install datasets"
+            f"reading {pattern} needs datasets: pip install 'octavo[train]'"
         ) from error
     try:
         yield from datasets.load_dataset(name, config, split=split, streaming=True)

@@ -34,9 +34,10 @@ from octavo.files import write_text
 from octavo.nn import LCLM
 from octavo.train import parallel
 from octavo.train.config import RunConfig
+from octavo.train.examples import Example
 from octavo.train.groups import set_trainable
 from octavo.train.log import Log
-from octavo.train.loop import Stage, autocast
+from octavo.train.loop import Interrupted, Stage, autocast
 from octavo.train.measure import measure
 from octavo.train.prepare import check_manifest, open_prompts, prepare
 from octavo.train.rows import Rows, read_held_out
@@ -51,29 +52,50 @@ COPIES = 3 * 2
 class Run:
     """One run of a recipe in its output folder."""
 
-    def __init__(
-        self, config: RunConfig, root: Path, device: torch.device, on_rows: OnRows | None = None
-    ) -> None:
-        """Prepare the rows where they are missing. Raises before any step what cannot work."""
+    def __init__(self, config: RunConfig, root: Path, device: torch.device) -> None:
+        """Make the output folder. `check` and then `open_rows` come next."""
         self.config, self.root, self.device = config, root, device
         self.out = root / Path(config.output).expanduser()
-        prompts = open_prompts(config, root)
+        self.rows: dict[str, Rows] = {}
+        self.held_out: dict[str, list[Example]] = {}
+        self.texts = ""
+        """Identifies the rows."""
         self._make_folder()
-        self.rows_folder = self.out / "rows"
-        if config.data.rows is not None:
-            self.rows_folder = root / Path(config.data.rows).expanduser()
-        else:
-            with parallel.on_main("preparing rows") as is_main:
-                if is_main:
-                    prepare(config, root, self.rows_folder, prompts, on_rows=on_rows)
-        self.rows = {name: Rows(self.rows_folder, name) for name in _mixtures(config)}
-        manifest = next(iter(self.rows.values())).manifest
-        check_manifest(manifest, config, prompts)
-        self.texts = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-        self.held_out = read_held_out(self.rows_folder)
         self.log = Log(
             self.out / "log.jsonl", tensorboard=config.tensorboard and parallel.is_main()
         )
+
+    def open_rows(self, stop: Stop, on_rows: OnRows | None = None) -> None:
+        """Open the rows, prepared first where they are missing.
+
+        Raises `Interrupted` when asked to stop; the shards that are whole are kept.
+        """
+        config, prompts = self.config, open_prompts(self.config, self.root)
+        folder = self.out / "rows"
+        is_stopped = False
+
+        def note(mixture: str, rows: int, of: int) -> None:
+            if on_rows is not None:
+                on_rows(mixture, rows, of)
+            if stop.is_asked:
+                raise Interrupted("preparing rows")
+
+        if config.data.rows is not None:
+            folder = self.root / Path(config.data.rows).expanduser()
+        else:
+            with parallel.on_main("preparing rows") as is_main:
+                if is_main:
+                    try:
+                        prepare(config, self.root, folder, prompts, on_rows=note)
+                    except Interrupted:
+                        is_stopped = True
+            if parallel.any_over_ranks(is_stopped):
+                raise Interrupted("preparing rows")
+        self.rows = {name: Rows(folder, name) for name in _mixtures(config)}
+        manifest = next(iter(self.rows.values())).manifest
+        check_manifest(manifest, config, prompts)
+        self.texts = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+        self.held_out = read_held_out(folder)
 
     def _make_folder(self) -> None:
         try:
@@ -218,6 +240,13 @@ class Run:
             "ranks": parallel.world()[1],
         }
         write_text(self.out / "config.json", json.dumps(about, indent=2) + "\n")
+
+    def clear_leftovers(self, name: str) -> None:
+        """Remove what a run that was killed while it wrote has left half done."""
+        for half in (self.out / name).glob(".*"):
+            shutil.rmtree(half, ignore_errors=True)
+        for half in self.out.glob(".*.tmp"):
+            half.unlink(missing_ok=True)
 
     # -- stages ----------------------------------------------------------------------------------
 

@@ -81,13 +81,14 @@ def _train(
     todo = names[names.index(finished[-1]) + 1 :] if finished else names
     if not todo:
         return out / finished[-1] / "export"
-    run = Run(config, root, device, on_rows)
+    run = Run(config, root, device)
+    run.check(todo)  # before the rows, which may take hours
+    run.open_rows(stop, on_rows)
     if before and before.get("texts") != run.texts:
         raise TrainingError(
             f"the rows are not those that the run in {out} began with; bring them back, or choose "
             "another output"
         )
-    run.check(todo)
     with parallel.on_main("writing config.json") as is_main:
         if is_main:
             run.describe()
@@ -106,6 +107,7 @@ def _stage(
     is_resumed = resume and stage.resume()
     with parallel.on_main("rewinding the log") as is_main:
         if is_main and resume:
+            run.clear_leftovers(name)
             run.log.rewind(name, stage.step, stage.measured_step)
             if is_resumed:
                 run.log({"stage": name, "step": stage.step, "resumed": True})
