@@ -48,9 +48,10 @@ def main() -> None:
     parser.add_argument("--needles", type=int, default=10, help="items per needle task and length")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--ratios", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    model = octavo.load(options.model)
+    model = octavo.load(options.model, dtype=options.dtype)
     items: list[dict[str, Any]] = []
     if options.squad:
         items += squad(options.squad, options.items)

@@ -1,6 +1,7 @@
 """Stopping and going on: signals, full disks, damaged files, steps that are not finite."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,13 +113,20 @@ def test_a_run_is_not_overwritten_and_not_resumed_by_another_recipe(tmp_path: Pa
     betas = {**stages, "adapter": {**stages["adapter"], "betas": {"adapter": [0.8, 0.9]}}}
     with pytest.raises(TrainingError, match=r"stages\.adapter\.betas\.adapter is \[0\.8, 0\.9\]"):
         train(recipe(tmp_path, stages=betas), tmp_path, resume=True)
-    config = recipe(tmp_path, stages=stages)
-    (tmp_path / "a.txt").write_text(TEXT * 9, encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"texts is .*, but the rows in"):
-        train(config, tmp_path, resume=True)
-    later = {**stages, "decoder": {**stages["decoder"], "warmup_steps": 1}}  # has not begun
+    later = {**stages, "decoder": {**stages["decoder"], "steps": 2}}  # has not begun
     config = recipe(tmp_path, stages=later, save_every=1, keep_best=True, log_every=2)
+    (tmp_path / "a.txt").write_text(TEXT * 9, encoding="utf-8")  # its rows are made already
     assert train(config, tmp_path, resume=True).parent.name == "decoder"
+
+
+def test_a_run_does_not_go_on_with_rows_of_other_texts(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(tmp_path), tmp_path, on_step=interrupt_at("adapter", 1))
+    config = recipe(tmp_path)
+    shutil.rmtree(tmp_path / "out" / "rows")
+    (tmp_path / "a.txt").write_text(TEXT * 9, encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"rows are not those that the run in .* began with"):
+        train(config, tmp_path, resume=True)
 
 
 # -- signals -------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from octavo.train.run import Run
 PHASES = ("start", "prepare", "resume", "rewind", "step", "measure", "export", "save", "clean")
 PHASE, STAGE, STEP, TAKEN = range(4)
 """Bytes of the shared page: what a run is at, its stage, its step, and steps it took by itself."""
+LONGEST_SECONDS = 1.0
+"""Before a kill that aims at nothing."""
 MOST_TAKEN = 4
 """Steps a run is let take, at most, before a moment is aimed at."""
 EARLY = ("prepare", "rewind")
@@ -120,9 +122,9 @@ def main(recipe: str, folder: str, seed: str, kills: str, what: str) -> None:
         watch()
         moments = ["any", "any", "step", "save", "clean", "measure", "export", "rewind", "prepare"]
     else:
-        moments = ["any"]
+        moments = ["shard"]
     hit: list[dict[str, Any]] = []
-    number, longest = 0, 1.0
+    number = 0
     while len(hit) < int(kills):
         root = Path(folder) / str(number)
 
@@ -137,8 +139,13 @@ def main(recipe: str, folder: str, seed: str, kills: str, what: str) -> None:
             if len(hit) < int(kills):
                 aim = draw.choice(moments)
                 if aim == "any":
-                    end = started + draw.uniform(0, longest)
+                    end = started + draw.uniform(0, LONGEST_SECONDS)
                     ended = wait_until_over(pid, lambda: time.monotonic() > end)  # noqa: B023
+                elif aim == "shard":
+                    least = shards_of(root) + draw.randint(0, 6)
+                    ended = wait_until_over(pid, lambda: shards_of(root) >= least)  # noqa: B023
+                    time.sleep(draw.uniform(0, 0.05))
+                    ended = ended or is_over(pid)
                 else:
                     wanted = PHASES.index(aim)
                     least = 0 if aim in EARLY else draw.randint(0, MOST_TAKEN)
@@ -154,13 +161,17 @@ def main(recipe: str, folder: str, seed: str, kills: str, what: str) -> None:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             if ended:
-                longest = time.monotonic() - started if what == "prepare" else longest
                 break
             hit.append({"phase": PHASES[page[PHASE]], "stage": page[STAGE], "step": page[STEP]})
             hit[-1]["resumed"] = resumed_steps(root, config)
-            hit[-1]["shards"] = len(list(root.rglob("rows/main/[0-9]*.safetensors")))
+            hit[-1]["shards"] = shards_of(root)
         number += 1
     print(json.dumps({"runs": number, "hit": hit}))
+
+
+def shards_of(root: Path) -> int:
+    """Return how many whole shards of rows there are."""
+    return len(list(root.rglob("rows/main/[0-9]*.safetensors")))
 
 
 def resumed_steps(root: Path, config: RunConfig) -> list[Any]:

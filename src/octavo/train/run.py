@@ -40,7 +40,7 @@ from octavo.train.log import Log
 from octavo.train.loop import Interrupted, Stage, autocast
 from octavo.train.measure import measure
 from octavo.train.prepare import check_manifest, open_prompts, prepare
-from octavo.train.rows import Rows, read_held_out
+from octavo.train.rows import MANIFEST, Rows, read_held_out
 from octavo.train.signals import Stop
 
 OnRows = Callable[[str, int, int], None]
@@ -82,7 +82,8 @@ class Run:
 
         if config.data.rows is not None:
             folder = self.root / Path(config.data.rows).expanduser()
-        else:
+        elif parallel.any_over_ranks(not (self.log.path.exists() and (folder / MANIFEST).exists())):
+            # A run that has begun keeps its rows: later stages may change, and texts may be gone.
             with parallel.on_main("preparing rows") as is_main:
                 if is_main:
                     try:
