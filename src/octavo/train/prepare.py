@@ -193,9 +193,9 @@ def _plan(config: RunConfig, prompts: PromptEncoder, texts: str) -> dict[str, An
 def _begin(out: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with the one that is there."""
     try:
-        for name in plan["rows"]:
-            (out / name).mkdir(parents=True, exist_ok=True)
-            for left in (out / name).glob(".*.tmp"):  # of a process that was killed
+        for folder in (out, *(out / name for name in plan["rows"])):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.tmp"):  # of a process that was killed
                 left.unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(
