@@ -4,14 +4,16 @@ Every item is answered from latents at every ratio, from the raw text and from n
 the same decoder. `niah_single_1..3` and `niah_multikey_1` follow RULER's templates and haystacks
 (https://github.com/NVIDIA/RULER, scripts/data/synthetic/niah.py), its answer prefix in the
 assistant's turn included; keys are adjective-noun pairs of our own list. A needle counts when its
-value occurs in the answer, case apart (string_match_all). Writes one JSON row per item and reading,
-and prints means with 95% bootstrap intervals and the retention.
+value occurs in the answer, case apart (string_match_all); `similarity` says how near a wrong value
+came (difflib's ratio; two random 7-digit numbers have 0.29). Writes one JSON row per item and
+reading, and prints means with 95% bootstrap intervals and the retention.
 
     python benchmarks/retrieve.py --squad squad.jsonl.zst --essays essays.jsonl.zst -o ROWS.jsonl
 """
 
 import argparse
 import collections
+import difflib
 import json
 import random
 import re
@@ -34,8 +36,9 @@ NOUNS = (
     "anchor basket candle dresser engine feather garden hammer island jacket kettle ladder".split()
 )
 TASKS = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1")
-ROOM = 32
-"""New tokens an answer may have, enough for a uuid and some words; RULER grants 128."""
+ROOM = {"squad": 32}
+"""New tokens an answer may have. A uuid takes about 40 here; RULER grants 128."""
+NEEDLE_ROOM = 64
 
 
 def main() -> None:
@@ -69,6 +72,7 @@ def main() -> None:
                     "reading": reading,
                     "answer": answer,
                     "score": score_of(item, answer),
+                    "similarity": similarity_of(item, answer),
                     "fingerprint": model.fingerprint,
                 }
                 file.write(json.dumps(score) + "\n")
@@ -171,7 +175,9 @@ def ask(model: octavo.Model, item: dict[str, Any], reading: int | str) -> str:
         spans = [span.source_ids for span in encoded.spans]
         latents = torch.cat(model.engine.encode(spans, ratio))
     ids = [*encoded.input_ids, *model.prompts.text_ids(item["prefix"])]
-    sampling = Sampling(max_new_tokens=ROOM, stop_ids=model.engine.stop_ids)
+    sampling = Sampling(
+        max_new_tokens=ROOM.get(item["task"], NEEDLE_ROOM), stop_ids=model.engine.stop_ids
+    )
     tokens = [
         t[0] for t in model.engine.generate([Prompt(input_ids=ids, latents=latents)], sampling)
     ]
@@ -186,6 +192,13 @@ def score_of(item: dict[str, Any], answer: str) -> float:
     if item["task"] == "squad":
         return max(f1(answer, reference) for reference in item["references"])
     return float(all(reference.lower() in answer.lower() for reference in item["references"]))
+
+
+def similarity_of(item: dict[str, Any], answer: str) -> float:
+    """Return how much of a needle's value the first number or uuid of the answer has, 0 to 1."""
+    said = re.search(r"[0-9a-f-]{3,}", answer.lower())
+    value = item["references"][0].lower()
+    return difflib.SequenceMatcher(None, said[0] if said else "", value, autojunk=False).ratio()
 
 
 def f1(answer: str, reference: str) -> float:
@@ -225,6 +238,13 @@ def summarise(path: Path) -> None:
             )
             if isinstance(reading, int) and raw > none:
                 line += f"  retention {(mean - none) / (raw - none):.0%}"
+            if task != "squad":
+                near = [
+                    r["similarity"]
+                    for r in rows
+                    if (r["task"], r["length"], r["reading"]) == (task, length, reading)
+                ]
+                line += f"  similarity {sum(near) / len(near):.2f}"
             sys.stdout.write(line + "\n")
 
 
