@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import Misuse, format_bytes
-from octavo.cli.training import find_recipe
+from octavo.cli.inputs import format_bytes
+from octavo.cli.training import load_recipe
 
 OnRows = Callable[[str, int, int], None]
 _HEADER = ("mixture", "rows", "examples", "positions", "source tokens", "bytes")
@@ -47,17 +47,7 @@ def prepare(
     folder. The same command goes on where an interrupted one stopped.
     """
     chosen = overrides or []
-    for override in chosen:
-        if "=" not in override:
-            raise Misuse(
-                f"--set {override!r} is not section.field=value; write it as data.row_tokens=512"
-            )
-    from octavo.train.config import RunConfig
-
-    config = RunConfig.load(find_recipe(recipe), chosen)
-    from octavo.cli.options import hush_bars
-
-    hush_bars()
+    config = load_recipe(recipe, chosen, "data.row_tokens=512")
     from octavo.train.prepare import open_prompts
     from octavo.train.prepare import prepare as run
 

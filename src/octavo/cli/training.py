@@ -39,17 +39,7 @@ def train(
     the run is spread over its processes.
     """
     chosen = overrides or []
-    for override in chosen:
-        if "=" not in override:
-            raise Misuse(
-                f"--set {override!r} is not section.field=value; write it as stages.sft.steps=9"
-            )
-    from octavo.train.config import RunConfig
-
-    config = RunConfig.load(find_recipe(recipe), chosen)
-    from octavo.cli.options import hush_bars
-
-    hush_bars()
+    config = load_recipe(recipe, chosen, "stages.sft.steps=9")
     from octavo.cli.data import row_bars
     from octavo.train.loop import Interrupted
     from octavo.train.stages import train as run
@@ -76,6 +66,19 @@ def train(
         ) from None
     if is_first_rank():
         typer.echo(export)
+
+
+def load_recipe(recipe: str, overrides: list[str], example: str) -> Any:
+    """Return a recipe with its overrides; `example` shows how one is written."""
+    for override in overrides:
+        if "=" not in override:
+            raise Misuse(f"--set {override!r} is not section.field=value; write it as {example}")
+    from octavo.cli.options import hush_bars
+    from octavo.train.config import RunConfig
+
+    config = RunConfig.load(find_recipe(recipe), overrides)
+    hush_bars()
+    return config
 
 
 def find_recipe(name: str) -> Path:
