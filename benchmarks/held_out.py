@@ -20,7 +20,7 @@ from typing import Any
 import octavo
 from octavo.train.config import DataSection, SourceSection
 from octavo.train.examples import Example, ExampleMaker
-from octavo.train.measure import measure
+from octavo.train.measure import Baselines, measure
 from octavo.train.sources import read_source
 
 COPY, SPAN, TARGET = 64, 256, 48
@@ -50,8 +50,9 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = []
     for task, examples in tasks.items():
+        baselines: Baselines = {}
         for ratio in model.ratios:
-            found = measure(model.lclm, examples, ratio=ratio)
+            found = measure(model.lclm, examples, ratio=ratio, baselines=baselines)
             rows.append({"task": task, "ratio": ratio, **found, "fingerprint": model.fingerprint})
             show(rows[-1])
     if options.output:

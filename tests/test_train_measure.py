@@ -13,7 +13,7 @@ import octavo
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
 from octavo.train.examples import Example
-from octavo.train.measure import View, measure, shuffled
+from octavo.train.measure import Baselines, View, measure, shuffled
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,26 @@ def test_the_number_of_forward_passes_depends_on_the_number_of_examples_only(
         measure(lclm, held_out, ratio=4, batch=2)
         counts.append(len(calls))
     assert counts == [12, 12, 12]
+
+
+def test_raw_text_and_nothing_are_read_once_for_all_ratios(
+    lclm: LCLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = examples(lclm)
+    monkeypatch.setattr(lclm, "extension", dataclasses.replace(lclm.extension, ratios=(8,)))
+    alone = [measure(lclm, held_out, ratio=ratio) for ratio in (4, 8)]
+    calls: list[int] = []
+    score = LCLM.score
+
+    def counted(self: LCLM, *args: Any, **inputs: Any) -> Any:
+        calls.append(1)
+        return score(self, *args, **inputs)
+
+    monkeypatch.setattr(LCLM, "score", counted)
+    baselines: Baselines = {}
+    shared = [measure(lclm, held_out, ratio=ratio, baselines=baselines) for ratio in (4, 8)]
+    assert shared == alone
+    assert len(calls) == 4 + 2  # four views, then latents and shuffled
 
 
 def test_retention_is_the_kept_part_of_what_raw_text_gains(

@@ -211,7 +211,8 @@ class CompressedContext:
                 tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ContextError(
-                f"{path} is damaged or no context ({error}); make it again"
+                f"{path} is damaged or no context ({error}); make it "
+                "again, or compress it first (octavo compress) if it is a text"
             ) from error
         if metadata.get("format") != FORMAT:
             raise ContextError(

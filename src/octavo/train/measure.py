@@ -36,6 +36,10 @@ class Tally(NamedTuple):
     is_exact: float
 
 
+Baselines = dict[View, list[Tally]]
+"""What raw text and nothing got, which no ratio changes."""
+
+
 @torch.no_grad()
 def measure(
     model: LCLM,
@@ -44,20 +48,26 @@ def measure(
     ratio: int,
     views: Sequence[View] = VIEWS,
     batch: int = 8,
+    baselines: Baselines | None = None,
 ) -> dict[str, Any]:
     """Return loss, accuracy and exact match of held-out examples in each view, gain and retention.
 
     `exact` is the share of examples whose scored tokens are all what greedy decoding takes, which
     is the share it answers word for word. The number of forward passes depends on nothing but the
     number of examples, `views` and `batch`: ranks that share a sharded model all take part.
-    `shuffled` needs two examples, and is left out for a single one. Raises `TrainingError` for
-    nothing to measure, nothing scored, and for `raw` without the examples' `raw_spans`.
+    `baselines` keeps what no ratio changes (`raw`, `none`) for the next call with the same examples
+    and model. `shuffled` needs two examples, and is left out for a single one. Raises
+    `TrainingError` for nothing to measure, nothing scored, and for `raw` without `raw_spans`.
     """
     if not examples:
         raise TrainingError("there are no examples to measure; give at least one held-out example")
     if len(examples) == 1:
         views = [view for view in views if view != "shuffled"]
-    tallies = {view: _tally(model, examples, view, ratio, batch) for view in views}
+    known = {} if baselines is None else baselines
+    tallies = {
+        view: known.get(view) or _tally(model, examples, view, ratio, batch) for view in views
+    }
+    known.update({view: tallies[view] for view in ("raw", "none") if view in tallies})
     result: dict[str, Any] = {view: _scores(rows) for view, rows in tallies.items()}
     if "none" in tallies and "latents" in tallies:
         nothing, latents = _values(tallies["none"]), _values(tallies["latents"])

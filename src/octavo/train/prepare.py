@@ -100,17 +100,18 @@ def prepare(
 def open_prompts(config: RunConfig, root: Path) -> PromptEncoder:
     """Return the prompt encoder of a recipe's models, without loading a weight."""
     section = config.model
-
-    def place(name: str) -> str:
-        folder = root / Path(name).expanduser()
-        return os.fspath(folder) if folder.is_dir() else name
-
     if section.start is not None:
-        checkpoint = resolve(place(section.start))
+        checkpoint = resolve(locate(section.start, root))
         tokenizers = read_tokenizers(checkpoint, Extension.read(checkpoint))
     else:
-        tokenizers = load_tokenizers(place(section.encoder), place(section.decoder))
+        tokenizers = load_tokenizers(locate(section.encoder, root), locate(section.decoder, root))
     return PromptEncoder(*tokenizers, section.model_config())
+
+
+def locate(name: str, root: Path) -> str:
+    """Return a model folder below `root` as a path, and any other name as it is."""
+    folder = root / Path(name).expanduser()
+    return os.fspath(folder) if folder.is_dir() else name
 
 
 def check_manifest(manifest: dict[str, Any], config: RunConfig, prompts: PromptEncoder) -> None:
@@ -131,7 +132,7 @@ def check_manifest(manifest: dict[str, Any], config: RunConfig, prompts: PromptE
             f"{manifest['row_tokens']} positions; {cure}"
         )
     served = config.served_ratios()
-    for name in _mixtures(config):
+    for name in mixtures_of(config):
         if not (told := manifest["mixtures"].get(name)) or not told["rows"]:
             raise TrainingError(f"there are no prepared rows of the mixture {name!r}; {cure}")
         for ratio in told["ratios"]:
@@ -165,7 +166,7 @@ def _fingerprint(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _mixtures(config: RunConfig) -> list[str]:
+def mixtures_of(config: RunConfig) -> list[str]:
     """Return the mixtures that the stages read, each once, in the order of the stages."""
     stages = [config.stages[name] for name in STAGES if name in config.stages]
     return list(dict.fromkeys(stage.mixture for stage in stages if stage.steps))
@@ -173,7 +174,7 @@ def _mixtures(config: RunConfig) -> list[str]:
 
 def _plan(config: RunConfig, prompts: PromptEncoder, texts: str) -> dict[str, Any]:
     """Return everything the rows depend on."""
-    names = _mixtures(config)
+    names = mixtures_of(config)
     data = dataclasses.asdict(config.data)
     for place in ("root", "rows"):
         del data[place]
@@ -272,7 +273,7 @@ def _write_held_out(
     config: RunConfig, library: Library, prompts: PromptEncoder, out: Path
 ) -> dict[str, Any]:
     """Cut the examples to measure on, which are the same for every stage and ratio."""
-    mixture, maker = config.mixture(_mixtures(config)[-1]), ExampleMaker(prompts, keep_raw=True)
+    mixture, maker = config.mixture(mixtures_of(config)[-1]), ExampleMaker(prompts, keep_raw=True)
     found = {k: list(_held_out(config, library, maker, mixture, k)) for k in HELD_OUT_KINDS}
     if not any(found.values()):
         raise TrainingError(

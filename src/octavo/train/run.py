@@ -10,10 +10,9 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +32,23 @@ from octavo.errors import TrainingError
 from octavo.files import write_text
 from octavo.nn import LCLM
 from octavo.train import parallel
-from octavo.train.config import RunConfig
+from octavo.train.config import STAGES, RunConfig
 from octavo.train.examples import Example
 from octavo.train.groups import set_trainable
 from octavo.train.log import Log
 from octavo.train.loop import Interrupted, Stage, autocast
-from octavo.train.measure import measure
-from octavo.train.prepare import check_manifest, open_prompts, prepare
+from octavo.train.measure import Baselines, measure
+from octavo.train.prepare import (
+    OnRows,
+    check_manifest,
+    locate,
+    mixtures_of,
+    open_prompts,
+    prepare,
+)
 from octavo.train.rows import MANIFEST, Rows, read_held_out
 from octavo.train.signals import Stop
 
-OnRows = Callable[[str, int, int], None]
-"""Called as `on_rows(mixture, rows, of)` while rows are prepared."""
 COPIES = 3 * 2
 """Weights and two moments, twice: the previous checkpoint goes only when the next one is whole."""
 
@@ -92,7 +96,7 @@ class Run:
                         is_stopped = True
             if parallel.any_over_ranks(is_stopped):
                 raise Interrupted("preparing rows")
-        self.rows = {name: Rows(folder, name) for name in _mixtures(config)}
+        self.rows = {name: Rows(folder, name) for name in mixtures_of(config)}
         manifest = next(iter(self.rows.values())).manifest
         check_manifest(manifest, config, prompts)
         self.texts = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
@@ -126,7 +130,7 @@ class Run:
 
     def _from_halves(self) -> Checkpoint:
         section, lora = self.config.model, self.config.lora
-        encoder, decoder = (_source(name, self.root) for name in (section.encoder, section.decoder))
+        encoder, decoder = (locate(name, self.root) for name in (section.encoder, section.decoder))
         lclm, decoder_tokenizer, encoder_tokenizer = assemble_parts(
             encoder,
             decoder,
@@ -150,7 +154,7 @@ class Run:
     def _from_checkpoint(self) -> Checkpoint:
         """Go on from an LCLM; its own settings hold, and the recipe may not contradict them."""
         section = self.config.model
-        folder = resolve(_source(section.start or "", self.root))
+        folder = resolve(locate(section.start or "", self.root))
         found, wanted = ModelConfig.read(folder).to_dict(), section.model_config().to_dict()
         for key, value in found.items():
             if wanted[key] != value:
@@ -287,9 +291,10 @@ class Run:
 
     def measure(self, lclm: LCLM) -> dict[str, Any]:
         """Measure every kind of held-out example at every ratio."""
+        baselines: dict[str, Baselines] = {kind: {} for kind in self.held_out}
         with autocast(self.config.precision, self.device):
             return {
-                f"{kind}/{ratio}": measure(lclm, examples, ratio=ratio)
+                f"{kind}/{ratio}": measure(lclm, examples, ratio=ratio, baselines=baselines[kind])
                 for ratio in self.config.served_ratios()
                 for kind, examples in self.held_out.items()
             }
@@ -314,24 +319,11 @@ def _fill(lclm: LCLM, trained: Mapping[str, Tensor]) -> None:
         own[name].copy_(weight)
 
 
-def _mixtures(config: RunConfig) -> list[str]:
-    """Return the mixtures that the stages read, each once."""
-    return list(dict.fromkeys(s.mixture for s in config.stages.values() if s.steps))
-
-
 def _first_row(config: RunConfig, name: str) -> int:
     """Return where a stage starts in its mixture: after the stages that read it before."""
-    from octavo.train.config import STAGES
-
     mixture = config.stages[name].mixture
     before = [config.stages[s] for s in STAGES[: STAGES.index(name)] if s in config.stages]
     return config.batch_rows * sum(s.steps for s in before if s.mixture == mixture)
-
-
-def _source(name: str, root: Path) -> str:
-    """Return a model folder below `root` as a path, and any other name as it is."""
-    folder = root / Path(name).expanduser()
-    return os.fspath(folder) if folder.is_dir() else name
 
 
 def _version(package: str) -> str:

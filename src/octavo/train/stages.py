@@ -20,7 +20,8 @@ from octavo.config import read_json
 from octavo.errors import TrainingError
 from octavo.train import parallel
 from octavo.train.config import STAGES, RunConfig
-from octavo.train.run import OnRows, Run
+from octavo.train.prepare import OnRows
+from octavo.train.run import Run
 from octavo.train.signals import Stop
 
 OnStep = Callable[[str, int, int, float], None]
