@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import MissingExtraError, TrainingError
+from octavo.errors import InputError, MissingExtraError, TrainingError
 from octavo.train.config import DataSection, RunConfig, SourceSection
 from octavo.train.records import CONTINUAL, Document
 from octavo.train.sources import (
@@ -131,7 +131,7 @@ def test_an_unusable_file_is_one_clear_error(
     tmp_path: Path, name: str, content: bytes, says: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TrainingError, match=says):
+    with pytest.raises((InputError, TrainingError), match=says):
         read(name, tmp_path)
 
 
@@ -205,12 +205,12 @@ def test_a_hub_dataset_is_streamed_no_further_than_needed(
     assert len(texts("hf:owner/set:en:test", tmp_path, data)) == 3
     assert hub.asked[:2] == ("owner/set", "en")
     hub.error = ConnectionError("no route")
-    with pytest.raises(TrainingError, match=r"cannot stream hf:owner/set:train: .*no route"):
+    with pytest.raises(InputError, match=r"cannot stream hf:owner/set:train: .*no route"):
         read("hf:owner/set:train", tmp_path)
-    with pytest.raises(TrainingError, match="is not hf:NAME:SPLIT"):
+    with pytest.raises(InputError, match="is not hf:NAME:SPLIT"):
         read("hf:owner/set", tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'octavo\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'octavo\[data\]'"):
         read("hf:owner/set:train", tmp_path)
 
 

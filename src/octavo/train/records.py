@@ -8,8 +8,6 @@
 """
 
 import glob
-import importlib
-import io
 import itertools
 import json
 import re
@@ -19,14 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from octavo.config import MEMORY_END, MEMORY_START
-from octavo.errors import MissingExtraError, OctavoError, TrainingError
+from octavo.dataset import read_dataset, stream_hub
+from octavo.errors import TrainingError
 
 MIN_CHARS = 200
 """Shorter documents make no prose examples."""
 CONTINUAL = "NA_string_only"
 """The target of a released row that is one text with spans, not a chat (released data format)."""
-_WINDOW_BYTES = 2**31
-"""How far back a .zst may refer: `zstd --long=31` writes such files, and decoders refuse them."""
 _SPANS = re.compile(f"{re.escape(MEMORY_START)}(.*?){re.escape(MEMORY_END)}", re.DOTALL)
 _ROLES = ("system", "user", "assistant")
 
@@ -83,7 +80,7 @@ def read_records(
     a file that cannot be read.
     """
     if pattern.startswith("hf:"):
-        yield pattern, map(_document, _hub_rows(pattern))
+        yield pattern, map(_document, stream_hub(pattern))
         return
     wanted = root / Path(pattern).expanduser()
     paths = [wanted] if wanted.is_file() else _matches(pattern, root)
@@ -101,88 +98,15 @@ def _matches(pattern: str, root: Path) -> list[Path]:
 
 def _read_file(path: Path, max_chars: int) -> Iterator[Document]:
     """Yield the documents of one file, whatever its format."""
-    suffixes = "".join(path.suffixes[-2:])
-    try:
-        if suffixes.endswith(".txt"):
-            text = path.read_text(encoding="utf-8-sig")
-            for first in range(0, len(text), max_chars):
-                yield Document(text[first : first + max_chars])
-        elif suffixes.endswith(".parquet"):
-            yield from map(_document, _parquet_rows(path))
-        elif suffixes.endswith((".jsonl", ".jsonl.zst")):
-            # Not splitlines(): U+2028 inside a text is no end of line.
-            for number, line in enumerate(_open_text(path), 1):
-                if line.strip():
-                    yield _document(_json(line, path, number))
-        else:
-            raise TrainingError(
-                f"{path} has an unknown format; use .txt, .jsonl, .jsonl.zst or .parquet"
-            )
-    except OctavoError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no parquet file
-        raise TrainingError(f"cannot read {path}: {error}; mend it or remove it") from error
-
-
-def _json(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TrainingError(f"{path}, line {number}, is not JSON ({error}); mend it") from error
-
-
-def _open_text(path: Path) -> Iterator[str]:
-    """Yield the lines of a plain or compressed file."""
-    if path.suffix != ".zst":
-        with path.open(encoding="utf-8-sig", newline="\n") as plain:
-            yield from plain
+    if path.suffix != ".txt":
+        yield from map(_document, read_dataset(path))
         return
     try:
-        import zstandard
-    except ImportError as error:
-        raise _missing("reading .zst", "zstandard") from error
-    try:
-        with path.open("rb") as packed:
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-            stream = decompressor.stream_reader(packed, read_across_frames=True)
-            yield from io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
-    except zstandard.ZstdError as error:
-        raise OSError(f"not a zstandard file ({error})") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise _missing("reading .parquet", "pyarrow") from error
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
-
-
-def _hub_rows(pattern: str) -> Iterator[Any]:
-    """Stream `hf:NAME[:CONFIG]:SPLIT`."""
-    _, *fields = pattern.split(":")
-    if len(fields) not in (2, 3) or not all(fields):
-        raise TrainingError(f"{pattern!r} is not hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-    name, config, split = fields[0], fields[1] if fields[2:] else None, fields[-1]
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading {pattern} needs datasets: pip install 'octavo[train]'"
-        ) from error
-    try:
-        yield from datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # no network, no such name, no access: each has a class of its own
-        raise TrainingError(
-            f"cannot stream {pattern}: {type(error).__name__}: {error}; check the name and the "
-            "network, or download the dataset and name its files"
-        ) from error
-
-
-def _missing(what: str, package: str) -> MissingExtraError:
-    return MissingExtraError(f"{what} needs {package}: pip install 'octavo[train]'")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise TrainingError(f"cannot read {path}: {error}; mend it or remove it") from error
+    for first in range(0, len(text), max_chars):
+        yield Document(text[first : first + max_chars])
 
 
 def _document(row: Any) -> Document:

@@ -1,0 +1,107 @@
+"""Read the records of a file, plain or compressed, or stream them from a hub dataset.
+
+Formats: .jsonl and .json (a list, or an object), each also as .zst, and .parquet. A record is
+whatever JSON holds; what it means is for the reader's caller to say.
+"""
+
+import importlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import InputError, MissingExtraError, OctavoError
+
+_WINDOW_BYTES = 2**31
+"""How far back a .zst may refer: `zstd --long=31` writes such files, and decoders refuse them."""
+
+
+def read_dataset(path: Path) -> Iterator[Any]:
+    """Yield the records of one file.
+
+    Raises `InputError` for a file that is missing, damaged or of an unknown format, and
+    `MissingExtraError` where a library is needed to open it.
+    """
+    name = path.name.removesuffix(".zst")
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet_rows(path)
+        elif name.endswith(".jsonl"):
+            # Not splitlines(): U+2028 inside a text is no end of line.
+            for number, line in enumerate(_open_text(path), 1):
+                if line.strip():
+                    yield _json(line, f"{path}, line {number},")
+        elif name.endswith(".json"):
+            value = _json("".join(_open_text(path)), str(path))
+            yield from value if isinstance(value, list) else [value]
+        else:
+            raise InputError(
+                f"{path} has an unknown format; use .json, .jsonl, .jsonl.zst or .parquet"
+            )
+    except OctavoError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no parquet file
+        raise InputError(f"cannot read {path}: {error}; mend it or remove it") from error
+
+
+def stream_hub(name: str) -> Iterator[Any]:
+    """Yield the records of `hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT` as they arrive.
+
+    Raises `InputError` for a malformed name and for whatever keeps the hub from answering.
+    """
+    _, *fields = name.split(":")
+    if len(fields) not in (2, 3) or not all(fields):
+        raise InputError(f"{name!r} is not hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+    dataset, config, split = fields[0], fields[1] if fields[2:] else None, fields[-1]
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise _missing(f"reading {name}", "datasets") from error
+    try:
+        yield from datasets.load_dataset(dataset, config, split=split, streaming=True)
+    except Exception as error:  # no network, no such name, no access: each has a class of its own
+        raise InputError(
+            f"cannot stream {name}: {type(error).__name__}: {error}; check the name and the "
+            "network, or download the dataset and name its files"
+        ) from error
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error}); mend it") from error
+
+
+def _open_text(path: Path) -> Iterator[str]:
+    """Yield the lines of a plain or compressed file."""
+    if path.suffix != ".zst":
+        with path.open(encoding="utf-8-sig", newline="\n") as plain:
+            yield from plain
+        return
+    try:
+        import zstandard
+    except ImportError as error:
+        raise _missing("reading .zst", "zstandard") from error
+    try:
+        with path.open("rb") as packed:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+            stream = decompressor.stream_reader(packed, read_across_frames=True)
+            yield from io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
+    except zstandard.ZstdError as error:
+        raise OSError(f"not a zstandard file ({error})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise _missing("reading .parquet", "pyarrow") from error
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _missing(what: str, package: str) -> MissingExtraError:
+    return MissingExtraError(f"{what} needs {package}: pip install 'octavo[data]'")
