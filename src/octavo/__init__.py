@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         ContextError,
+        EvaluationError,
         InputError,
         MissingExtraError,
         OctavoError,
@@ -42,8 +43,8 @@ _HOMES = {
     "octavo.context": ["CompressedContext"],
     "octavo.engine.base": ["CHAT", "Engine", "Sampling"],
     "octavo.errors": [
-        "CheckpointError", "ConfigError", "ContextError", "InputError", "MissingExtraError",
-        "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "TrainingError",
+        "CheckpointError", "ConfigError", "ContextError", "EvaluationError", "InputError",
+        "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "TrainingError",
     ],
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
@@ -54,8 +55,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CHAT", "LCLM", "CheckpointError", "Completion", "CompressedContext", "ConfigError",
-    "ContextError", "Engine", "Extension", "InputError", "LCLMConfig", "MissingExtraError", "Model",
-    "ModelConfig", "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "Sampling",
+    "ContextError", "Engine", "EvaluationError", "Extension", "InputError", "LCLMConfig",
+    "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "Sampling",
     "Stream", "Timings", "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 

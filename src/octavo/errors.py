@@ -9,6 +9,7 @@
     │   └── PromptTooLongError   a prompt beyond the decoder's positions
     ├── InputError           a text or file that cannot be read as text
     ├── TrainingError        a recipe or a training run that cannot go on
+    ├── EvaluationError      a task, method or set of rows that cannot be evaluated
     └── MissingExtraError    an optional dependency that is not installed
 
 Each message says what was given, what was expected and what to do. All of them are `ValueError`s
@@ -50,6 +51,10 @@ class InputError(OctavoError, ValueError):
 
 class TrainingError(OctavoError, ValueError):
     """A recipe or a training run that cannot go on."""
+
+
+class EvaluationError(OctavoError, ValueError):
+    """A task, method or set of rows that cannot be evaluated."""
 
 
 class MissingExtraError(OctavoError, ImportError):

@@ -17,7 +17,9 @@ import typer
 
 import octavo
 from octavo.cli.answer import chat, compress, generate
+from octavo.cli.bench import bench
 from octavo.cli.data import data
+from octavo.cli.evaluation import evaluate
 from octavo.cli.inputs import Misuse, one_line
 from octavo.cli.models import info, pull
 from octavo.cli.training import train
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 for _verb in (compress, generate, chat, info, pull, train):
     app.command()(_verb)
+app.command("eval")(evaluate)
+app.command()(bench)
 app.add_typer(data, name="data")
 
 
@@ -83,7 +87,7 @@ def _run(args: list[str]) -> int:
     """Parse and run; typer's own `main` would print its errors in its own way."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context("octavo", args) as context:
+        with command.make_context("octavo", list(args), obj=tuple(args)) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code
