@@ -123,7 +123,8 @@ def test_a_wrong_line_is_one_clear_error_and_writes_no_row(
     octavo_eval: Run, tmp_path: Path, args: tuple[str, ...], code: int, says: str
 ) -> None:
     done = octavo_eval(*args)
-    assert done.code == code and says in done.err, done
+    assert done.code == code, done
+    assert says in done.err
     assert len(done.err.splitlines()) == 1
     assert done.err.startswith("error: ")
     assert not (tmp_path / "rows" / "rows.jsonl").exists()

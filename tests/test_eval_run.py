@@ -340,10 +340,6 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_rows(
 ) -> None:
     methods = choose(["full", "none", "octavo@4", "bm25@4"], [])
 
-    def stop(what: str, done: int, total: int) -> None:
-        if done == stop_at:
-            raise KeyboardInterrupt
-
     evaluate(seeing, [Lamps()], methods, tmp_path / "whole")
     timeless = {"compress_seconds", "ttft_seconds", "decode_seconds", "peak_bytes", "is_reused"}
 
@@ -351,7 +347,12 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_rows(
         kept = [{k: v for k, v in r.items() if k not in timeless} for r in rows_of(folder)]
         return sorted(json.dumps(r, sort_keys=True) for r in kept)
 
-    for stop_at in (1, 3, 10):
+    for enough in (1, 3, 10):
+
+        def stop(what: str, done: int, total: int, enough: int = enough) -> None:
+            if done == enough:
+                raise KeyboardInterrupt
+
         with pytest.raises(KeyboardInterrupt):
             evaluate(seeing, [Lamps()], methods, tmp_path / "cut", on_row=stop)
         with (tmp_path / "cut" / "rows.jsonl").open("a") as file:

@@ -44,7 +44,8 @@ _HOMES = {
     "octavo.engine.base": ["CHAT", "Engine", "Sampling"],
     "octavo.errors": [
         "CheckpointError", "ConfigError", "ContextError", "EvaluationError", "InputError",
-        "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "TrainingError",
+        "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError",
+        "TrainingError",
     ],
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
@@ -56,8 +57,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CHAT", "LCLM", "CheckpointError", "Completion", "CompressedContext", "ConfigError",
     "ContextError", "Engine", "EvaluationError", "Extension", "InputError", "LCLMConfig",
-    "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError", "PromptTooLongError", "RatioError", "Sampling",
-    "Stream", "Timings", "TrainingError", "Usage", "WriteError", "assemble", "load",
+    "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError", "PromptTooLongError",
+    "RatioError", "Sampling", "Stream", "Timings", "TrainingError", "Usage", "WriteError",
+    "assemble", "load",
 ]  # fmt: skip
 
 
