@@ -330,19 +330,14 @@ def test_longhealth_counts_an_answer_without_its_form_as_wrong(tmp_path: Path) -
         assert score("longhealth", item, said) == {"score": strict, "flexible": flexible}, said
 
 
-def test_longhealth_fills_a_given_length_with_other_patients(tmp_path: Path) -> None:
-    shortest = longhealth(tmp_path)[0]
-    around = count_words(prompt(shortest)) + shortest.max_new_tokens
-    (same,) = longhealth(tmp_path, length=around, limit=1)
-    assert sorted(same.context.split("\n")) == sorted(shortest.context.split("\n"))
-    # room for a separator and two words of Bob's
-    (longer,) = longhealth(tmp_path, length=around + 3, limit=1)
-    assert "ada one" in longer.context
-    assert "ada two" in longer.context
-    assert longer.context.count("bob") == 1
-    assert count_words(prompt(longer)) == count_words(prompt(shortest)) + 3
-    with pytest.raises(EvaluationError, match="the documents of patient_01 are 5 tokens"):
-        longhealth(tmp_path, length=around - 1, limit=1)
+def test_longhealth5_reads_several_patients_at_once(tmp_path: Path) -> None:
+    longhealth(tmp_path)  # writes the file
+    made = items("longhealth5", f"longhealth={tmp_path / 'benchmark_v5.json'}")
+    assert [item.about["patient"] for item in made] == ["patient_01"] * 2 + ["patient_02"] * 2
+    (context,) = {item.context for item in made}
+    assert sorted(context.split("\n\n--------------\n\n")) == [
+        "ada one", "ada two", "bob one", "bob three", "bob two",
+    ]  # fmt: skip
 
 
 def test_longhealth_refuses_an_answer_that_is_no_option(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def _fill_table() -> None:
     TASKS.update({f"longbench/{n}": f"octavo.evals.tasks.longbench:{n}" for n in longbench})
     TASKS["longbench2"] = "octavo.evals.tasks.longbench2:longbench2"
     TASKS["longhealth"] = "octavo.evals.tasks.longhealth:longhealth"
+    TASKS["longhealth5"] = "octavo.evals.tasks.longhealth:longhealth5"
     TASKS["gsm8k/whole"] = "octavo.evals.tasks.gsm8k:whole"
     TASKS["gsm8k/shots"] = "octavo.evals.tasks.gsm8k:shots"
     TASKS["squad"] = "octavo.evals.tasks.questions:squad"

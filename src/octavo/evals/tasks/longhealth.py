@@ -8,12 +8,12 @@ question, five times over, and averages); answers are greedy; nothing is cut.
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from octavo.errors import EvaluationError
-from octavo.evals.task import Item, Metrics, Reply, Request
+from octavo.evals.task import Item, Metrics, Reply, Request, Task
 from octavo.evals.tasks import given
 
 EXPECTED = (
@@ -57,37 +57,49 @@ For example, if the correct answer to a question is option C, and the text for C
 
 
 class LongHealth:
-    """A patient's questions stand together, over the patient's documents.
+    """Patients' questions stand together, over the documents of all patients of a group.
 
-    Given a length, documents of other patients join them as long as the prompt stays within it.
+    `longhealth` reads one patient at a time; `longhealth5` five, as the paper's LongHealth5 does
+    (about 64,000 tokens; how it orders them is not published: here they are shuffled).
     """
 
-    name = "longhealth"
     has_length = False
     metric = "accuracy"
+
+    def __init__(self, name: str, num_patients: int) -> None:
+        """Read `num_patients` at a time."""
+        self.name, self.num_patients = name, num_patients
 
     def items(self, request: Request) -> Iterator[Item]:
         """Yield items patient by patient, in the file's order."""
         return islice(self._items(request), request.limit)
 
     def _items(self, request: Request) -> Iterator[Item]:
-        patients = list(_patients(request))
-        index = 0
-        for patient in patients:
-            questions = [_question(patient, fields) for fields in patient.fields["questions"]]
-            longest = max((after for after, _, _ in questions), key=request.count_tokens)
-            context = _documents(request, patient, patients, longest)
-            for after, letter, about in questions:
-                yield Item(
-                    id=f"{index:04d}",
-                    before=BEFORE,
-                    context=context,
-                    after=after,
-                    references=(letter,),
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    about=about,
-                )
-                index += 1
+        patients, index = list(_patients(request)), 0
+        for first in range(0, len(patients), self.num_patients):
+            group = patients[first : first + self.num_patients]
+            context = self._documents(request, group)
+            for patient in group:
+                for fields in patient.fields["questions"]:
+                    after, letter, about = _question(patient, fields)
+                    yield Item(
+                        id=f"{index:04d}",
+                        before=BEFORE,
+                        context=context,
+                        after=after,
+                        references=(letter,),
+                        max_new_tokens=MAX_NEW_TOKENS,
+                        about=about,
+                    )
+                    index += 1
+
+    def _documents(self, request: Request, group: Sequence[given.Record]) -> str:
+        """Return the shuffled documents of a group of patients."""
+        names = [patient.fields["patient"] for patient in group]
+        rng = random.Random(f"{request.seed}/{self.name}/{names}")
+        texts = [text for patient in group for text in patient.fields["texts"].values()]
+        rng.shuffle(texts)
+        return SEPARATOR.join(texts)
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return 1 for the right letter in the asked-for form; an answer without it is wrong.
@@ -149,33 +161,7 @@ def _question(patient: given.Record, fields: Any) -> tuple[str, str, dict[str, A
     return f"{AFTER}{question.text('question')}\n{listed}{FORMAT}", right[0], about
 
 
-def _documents(
-    request: Request, patient: given.Record, patients: Sequence[given.Record], after: str
-) -> str:
-    """Return a patient's shuffled documents, with others' up to the wanted length."""
-    rng = random.Random(f"{request.seed}/longhealth/{request.length}/{patient.fields['patient']}")
-    chosen: list[str] = list(patient.fields["texts"].values())
-    if request.length is not None:
-        room = request.length - MAX_NEW_TOKENS
-        room -= request.count_tokens(BEFORE) + request.count_tokens(after)
-        if (needed := request.count_tokens(SEPARATOR.join(chosen))) > room:
-            raise EvaluationError(
-                f"the documents of {patient.fields['patient'] or 'a patient'} are {needed} tokens "
-                f"and --length {request.length} leaves {max(room, 0)}; give a greater one, or none"
-            )
-        others = [
-            text
-            for other in patients
-            if other is not patient
-            for text in other.fields["texts"].values()
-        ]
-        rng.shuffle(others)
-        for text in others:
-            if request.count_tokens(SEPARATOR.join([*chosen, text])) > room:
-                break
-            chosen.append(text)
-    rng.shuffle(chosen)
-    return SEPARATOR.join(chosen)
-
-
-TASKS = {"longhealth": LongHealth}
+TASKS: dict[str, Callable[[], Task]] = {
+    "longhealth": partial(LongHealth, "longhealth", 1),
+    "longhealth5": partial(LongHealth, "longhealth5", 5),
+}
