@@ -22,6 +22,7 @@ from octavo.cli.data import data
 from octavo.cli.evaluation import evaluate
 from octavo.cli.inputs import Misuse, one_line
 from octavo.cli.models import info, pull
+from octavo.cli.report import report
 from octavo.cli.training import train
 from octavo.errors import OctavoError
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 for _verb in (compress, generate, chat, info, pull, train):
     app.command()(_verb)
 app.command("eval")(evaluate)
+app.command()(report)
 app.command()(bench)
 app.add_typer(data, name="data")
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -132,6 +133,7 @@ def evaluate(
                     limit=limit,
                     seed=seed,
                     data=files,
+                    command=shlex.join(["octavo", *context.find_root().obj]),
                     on_row=show,
                 )
             except KeyboardInterrupt:

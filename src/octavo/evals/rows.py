@@ -43,11 +43,12 @@ class Key(NamedTuple):
 class Rows:
     """The rows of one folder, open for appending."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], command: str = "") -> None:
         """Open a folder, made if it is not there, for rows with these settings.
 
-        `settings["data"]` names data files by their hash: further ones may be added later. Raises
-        `EvaluationError` when the folder's rows were made with other settings.
+        `settings["data"]` names data files by their hash: further ones may be added later. The
+        command is kept beside those that wrote here before. Raises `EvaluationError` when the
+        folder's rows were made with other settings.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "rows.jsonl"
@@ -56,7 +57,7 @@ class Rows:
         self._read = 0
         try:
             with self._locked(0):
-                self._check_settings(folder / "run.json", settings)
+                self._check_settings(folder / "run.json", settings, command)
                 self._catch_up()
         except BaseException:
             self.close()
@@ -125,11 +126,13 @@ class Rows:
                 ) from error
         self._read += len(whole)
 
-    def _check_settings(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def _check_settings(self, path: Path, settings: Mapping[str, Any], command: str) -> None:
         """Write the settings, or compare them with those of the rows that are there."""
-        merged = {"format": FORMAT, "version": 1, **settings}
+        commands = [command] if command else []
+        merged = {"format": FORMAT, "version": 1, **settings, "commands": commands}
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
+            merged["commands"] = list(dict.fromkeys([*before.pop("commands", []), *commands]))
             merged["data"] = {**before.get("data", {}), **settings.get("data", {})}
             for name, value in _flat(before):
                 now = dict(_flat(merged)).get(name)
@@ -138,8 +141,6 @@ class Rows:
                         f"{path.parent} holds rows made with {name} = {value!r}, and this run has "
                         f"{now!r}; use the same, or write to another folder with -o"
                     )
-            if merged == before:
-                return
         write_text(path, json.dumps(merged, indent=2, sort_keys=True) + "\n")
 
     @contextlib.contextmanager

@@ -68,11 +68,13 @@ def evaluate(
     limit: int | None = None,
     seed: int = 42,
     data: DataFiles | None = None,
+    command: str = "",
     on_row: OnRow | None = None,
 ) -> Account:
     """Write the rows that `folder` does not hold yet, and return what was done.
 
-    Interrupt it at will: the same call goes on, alone or in several processes at once. Raises
+    Interrupt it at will: the same call goes on, alone or in several processes at once. `command`
+    is kept with the rows, for whoever wants to make them again. Raises
     `EvaluationError` for settings other than those of the folder's rows, data that is missing, and
     a generator without lengths.
     """
@@ -83,7 +85,7 @@ def evaluate(
     works = list(_plan(model, tasks, made, lengths, limit, seed, data))
     account = Account()
     total = sum(len(work.items) for work in works)
-    rows = Rows(folder, _settings(model, seed, data))
+    rows = Rows(folder, _settings(model, seed, data), command)
     common = {**_about(model), "seed": seed}
     try:
         taken: list[_Work] = []
