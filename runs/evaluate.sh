@@ -35,26 +35,28 @@ measure() {  # measure PYTHON METHOD... -- TASK... [OPTION...]
   "$python" -m octavo eval "$@" "${methods[@]}" "${common[@]}"
 }
 here=.venv/bin/python there=.venv-kvpress/bin/python
-prompts=(full none truncate-left truncate-middle octavo bm25)
+prompts=(full none truncate-left octavo octavo@2 bm25)
 presses=(snapkv expected-attention)
 
 first_lane() {
-  measure $here full none octavo shuffled -- reconstruction --length 256 --limit 24
-  measure $here full none octavo shuffled -- perplexity --length 512 --limit 24
-  measure $here "${prompts[@]}" shuffled@4 -- squad --limit 24
-  measure $here "${prompts[@]}" -- ruler --length 1024 --length 2048 --limit 4
+  measure $here full none octavo octavo@2 shuffled -- reconstruction --length 256 --limit 24
+  measure $here full none octavo octavo@2 shuffled -- perplexity --length 512 --limit 24
+  measure $here "${prompts[@]}" truncate-middle shuffled@4 -- squad --limit 30
+  measure $here "${prompts[@]}" -- ruler --length 1024 --length 2048 --limit 3
   measure $here "${prompts[@]}" -- key_value --length 1024 --length 2048 --limit 6
   measure $here full none octavo truncate-left -- gsm8k/whole --limit 4
 }
 second_lane() {
-  measure $there "${presses[@]}" kvzip -- squad --limit 24
-  measure $there "${presses[@]}" -- ruler --length 1024 --length 2048 --limit 4
-  measure $there "${presses[@]}" kvzip -- key_value --length 1024 --limit 6
-  measure $there "${presses[@]}" -- key_value --length 2048 --limit 6
+  measure $there "${presses[@]}" kvzip -- squad --limit 30
+  measure $there "${presses[@]}" -- ruler --length 1024 --length 2048 --limit 3
+  measure $there "${presses[@]}" -- key_value --length 1024 --length 2048 --limit 6
   measure $there "${presses[@]}" kvzip@4 -- gsm8k/whole --limit 4
 }
-# KVzip reads a context again at six times the cost of a prefill: half the items, from both lanes.
-kvzip() { measure $there kvzip -- ruler --length 1024 --length 2048 --limit 2; }
+# KVzip reads a context again at six times the cost of a prefill: fewer items, from both lanes.
+kvzip() {
+  measure $there kvzip -- ruler key_value --length 1024 --limit 2
+  measure $there kvzip -- ruler key_value --length 2048 --limit 1
+}
 
 (first_lane; kvzip) & first=$!
 (second_lane; kvzip) & second=$!
