@@ -10,10 +10,11 @@ octavo's ratio is context tokens per position that is left; kvpress counts the p
 
 import importlib
 import pickle
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,10 +59,11 @@ class Press:
         self.is_masked = name in _MASKED
         self._model, self._press = model, press
         self._decoder: Any = model.lclm.decoder
-        # KVzip asks the model's folder for its tokenizer.
-        self._folder = tempfile.TemporaryDirectory(prefix="octavo-tokenizer-")
-        model.prompts.decoder_tokenizer.save_pretrained(Path(self._folder.name))
-        self._decoder.config.name_or_path = self._folder.name
+        if name == "kvzip":  # it asks the model's folder for its tokenizer
+            folder = tempfile.mkdtemp(prefix="octavo-tokenizer-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            model.prompts.decoder_tokenizer.save_pretrained(folder)
+            self._decoder.config.name_or_path = folder
 
     def hold(self, parts: Parts) -> Held:
         """Prefill the context and press its cache."""

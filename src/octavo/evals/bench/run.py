@@ -22,6 +22,7 @@ from octavo.evals.bench.floor import MARKS, Floor
 from octavo.evals.bench.measure import Reader, check_method, measure
 from octavo.evals.bench.rows import Row, Rows
 from octavo.evals.bench.shapes import LOWER_RIGHT, Shape, build, check_ratios, find_shape
+from octavo.evals.run import machine
 from octavo.nn.encoder import ENCODE_BATCH_TOKENS
 
 Report = Callable[[str, int, int], None]
@@ -335,7 +336,7 @@ def _about(
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
+        "machine": machine(),
         "versions": {
             "octavo": octavo.__version__,
             "torch": torch.__version__,
