@@ -46,12 +46,7 @@ class Latents:
         num_latents = self._model.config.num_latents(len(source), self.ratio)
         check_fits(self._model, len(parts.head) + num_latents + len(parts.tail) + 2, 1)
         (latents_KD,) = self._model.engine.encode([source], self.ratio)
-        return Held(
-            state=latents_KD,
-            compress_seconds=time.perf_counter() - started,
-            num_latents=len(latents_KD),
-            context_bytes=latents_KD.numel() * latents_KD.element_size(),
-        )
+        return _held(latents_KD, started)
 
     def reply(self, held: Held, parts: Parts) -> Reading:
         """Ask about the latents."""
@@ -83,17 +78,21 @@ class Identity:
         with torch.inference_mode():
             ids = torch.tensor(parts.context, device=next(table.parameters()).device)
             latents_KD = table(ids).cpu().clone()
-        return Held(
-            state=latents_KD,
-            compress_seconds=time.perf_counter() - started,
-            num_latents=len(latents_KD),
-            context_bytes=latents_KD.numel() * latents_KD.element_size(),
-        )
+        return _held(latents_KD, started)
 
     def reply(self, held: Held, parts: Parts) -> Reading:
         """Ask about the embeddings."""
         slots = [self._model.prompts.slot_id] * held.num_latents
         return read(self._model, _prompt(parts, slots, held.state), parts)
+
+
+def _held(latents_KD: torch.Tensor, started: float) -> Held:
+    return Held(
+        state=latents_KD,
+        compress_seconds=time.perf_counter() - started,
+        num_latents=len(latents_KD),
+        context_bytes=latents_KD.numel() * latents_KD.element_size(),
+    )
 
 
 def _prompt(parts: Parts, slots: Sequence[int], latents_KD: torch.Tensor) -> Prompt:
