@@ -27,38 +27,37 @@ common=(
   --data "text=$data/wikitext2_valid_test.jsonl.zst"
 )
 
-measure() {  # measure PYTHON METHOD... -- TASK... [OPTION...]
-  local python="$1" methods=()
-  shift
-  while [ "$1" != -- ]; do methods+=(--method "$1"); shift; done
-  shift
-  "$python" -m octavo eval "$@" "${methods[@]}" "${common[@]}"
-}
 here=.venv/bin/python there=.venv-kvpress/bin/python
-prompts=(full none truncate-left octavo octavo@2 bm25)
-presses=(snapkv expected-attention)
+raw="full none truncate-left octavo octavo@2 bm25"
+presses="snapkv expected-attention"
+jobs=(  # python | methods | tasks
+  "$here | full none octavo octavo@2 shuffled | reconstruction --length 256 --limit 24"
+  "$here | full none octavo octavo@2 shuffled | perplexity --length 512 --limit 24"
+  "$here | $raw truncate-middle shuffled@4 | squad --limit 30"
+  "$here | $raw | ruler --length 1024 --length 2048 --limit 3"
+  "$here | $raw | key_value --length 1024 --length 2048 --limit 6"
+  "$here | full none octavo truncate-left | gsm8k/whole --limit 2"
+  # KVzip reads a context again at six times the cost of a prefill: fewer items.
+  "$there | kvzip | ruler --length 2048 --limit 1"
+  "$there | kvzip | ruler key_value --length 1024 --limit 1"
+  "$there | $presses kvzip@4 | gsm8k/whole --limit 2"
+  "$there | $presses | key_value --length 1024 --length 2048 --limit 6"
+  "$there | $presses | ruler --length 1024 --length 2048 --limit 3"
+  "$there | $presses kvzip | squad --limit 30"
+)
 
-first_lane() {
-  measure $here full none octavo octavo@2 shuffled -- reconstruction --length 256 --limit 24
-  measure $here full none octavo octavo@2 shuffled -- perplexity --length 512 --limit 24
-  measure $here "${prompts[@]}" truncate-middle shuffled@4 -- squad --limit 30
-  measure $here "${prompts[@]}" -- ruler --length 1024 --length 2048 --limit 3
-  measure $here "${prompts[@]}" -- key_value --length 1024 --length 2048 --limit 6
-  measure $here full none octavo truncate-left -- gsm8k/whole --limit 4
+run_job() {
+  local python methods tasks options=() method
+  IFS='|' read -r python methods tasks <<< "$1"
+  for method in $methods; do options+=(--method "$method"); done
+  # shellcheck disable=SC2086  # tasks and their options are words
+  $python -m octavo eval $tasks "${options[@]}" "${common[@]}"
 }
-second_lane() {
-  measure $there "${presses[@]}" kvzip -- squad --limit 30
-  measure $there "${presses[@]}" -- ruler --length 1024 --length 2048 --limit 3
-  measure $there "${presses[@]}" -- key_value --length 1024 --length 2048 --limit 6
-  measure $there "${presses[@]}" kvzip@4 -- gsm8k/whole --limit 4
-}
-# KVzip reads a context again at six times the cost of a prefill: fewer items, from both lanes.
-kvzip() {
-  measure $there kvzip -- ruler key_value --length 1024 --limit 2
-  measure $there kvzip -- ruler key_value --length 2048 --limit 1
-}
+forwards() { for job in "${jobs[@]}"; do run_job "$job"; done; }
+backwards() { for ((at = ${#jobs[@]} - 1; at >= 0; at--)); do run_job "${jobs[at]}"; done; }
 
-(first_lane; kvzip) & first=$!
-(second_lane; kvzip) & second=$!
+# From both ends: what one has done or claimed, the other leaves out.
+forwards & first=$!
+backwards & second=$!
 wait "$first"; wait "$second"
 .venv/bin/octavo report "$out" -o "$out/report"
