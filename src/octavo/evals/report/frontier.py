@@ -108,10 +108,13 @@ def draw_frontier(
 
 
 def _label_log_axis(axes: Any, values: Sequence[float], show: Callable[[float], str]) -> None:
-    """Label 1, 2 and 5 of each decade in the unit of `show`, or 1 alone over many decades."""
+    """Label round numbers of each decade in the unit of `show`, the fewer the more decades."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    steps = (1, 2, 5) if max(values) / min(values) < 300 else (1,)
+    span = max(values) / min(values)
+    steps: tuple[float, ...] = (1, 2, 5) if span < 300 else (1,)
+    if span < 12:
+        steps = (1, 1.5, 2, 3, 4, 5, 7) if span > 3 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     ticks = [step * 10.0**power for power in range(-6, 15) for step in steps]
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
