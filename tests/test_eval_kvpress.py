@@ -55,7 +55,9 @@ def parts_of(model: octavo.Model, **fields: Any) -> Parts:
     return cut(model.prompts, item)
 
 
-def ask(model: octavo.Model, press: Callable[[Any], Any], parts: Parts, name: str = "knorm") -> Reading:
+def ask(
+    model: octavo.Model, press: Callable[[Any], Any], parts: Parts, name: str = "knorm"
+) -> Reading:
     method = Press(name, model, 4, press)
     return method.reply(method.hold(parts), parts)
 
@@ -82,7 +84,9 @@ def test_what_a_press_leaves_is_counted_and_read_at_true_positions(model: octavo
     reading = ask(model, last_quarter, parts)
     whole = ask(model, nothing, parts)
     assert whole.cache_bytes is not None
-    assert reading.cache_bytes == whole.cache_bytes // len(parts.context) * (len(parts.context) // 4)
+    assert reading.cache_bytes == whole.cache_bytes // len(parts.context) * (
+        len(parts.context) // 4
+    )
 
     # The slow twin: one pass over everything, the question blind to what was thrown away.
     ids = [*parts.head, *parts.context, *parts.tail, *parts.target]

@@ -171,6 +171,22 @@ def test_retrieval_picks_the_passage_that_the_question_names(
     assert row["prompt_tokens"] <= row["context_tokens"] / 16 + 120
 
 
+@pytest.mark.parametrize("question", ["Zzyx?", "the of"])
+def test_retrieval_without_a_word_in_common_keeps_the_first_passages(
+    model: octavo.Model, tmp_path: Path, question: str
+) -> None:
+    class Coded(Lamps):
+        def items(self, request: Request) -> Iterator[Item]:
+            coded = "".join(f"qv{n} ... " for n in range(90))
+            yield Item(id="0", context=coded, after=question, references=("-",))
+
+    seen: list[str] = []
+    watching = oracle(model, lambda text: seen.append(text) or ["x"])  # type: ignore[func-returns-value]
+    evaluate(watching, [Coded()], [("bm25", 8)], tmp_path)
+    assert "qv1 " in seen[0]
+    assert "qv50 " not in seen[0]
+
+
 def test_a_context_is_compressed_once_for_all_its_questions(
     seeing: octavo.Model, tmp_path: Path
 ) -> None:

@@ -88,12 +88,11 @@ class Retrieval:
             [parts.item.after or parts.item.context[-400:]], stopwords="en", show_progress=False
         )
         ranked: Sequence[int] = range(len(texts))
-        if corpus.vocab and any(len(ids) for ids in query.ids):
+        # Nothing to rank by, as for a context of coded words: the first passages are kept.
+        if shared := [token for token in query.vocab if token and token in corpus.vocab]:
             index = self._bm25s.BM25()
             index.index(corpus, show_progress=False)
-            scores = index.get_scores(
-                [token for token, at in query.vocab.items() if token in corpus.vocab]
-            )
+            scores = index.get_scores(shared)
             ranked = sorted(range(len(texts)), key=lambda at: (-scores[at], at))
         chosen: dict[int, list[int]] = {}
         for at in ranked:
