@@ -18,8 +18,8 @@ QUESTIONS = (
     "What happens to Twala in the end?",
 )
 CAN_AND_CANNOT = """\
-What to expect: smol is a 135M-parameter decoder whose compressor was trained on one CPU core in an
-hour and a half. At 4x its latents carry most words of a passage, at 16x some of them (the README
+What to expect: smol is a 135M-parameter decoder whose compressor was trained on one CPU core in two
+and a half hours. At 4x its latents carry most words of a passage, at 16x some of them (the README
 has what was measured); digits and names often come out wrong, and a decoder of this size answers
 questions about 8,000 tokens poorly even from the raw text: see for yourself with --raw. The same
 commands serve the published 4B checkpoints."""

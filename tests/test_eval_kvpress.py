@@ -69,7 +69,8 @@ def full(model: octavo.Model, parts: Parts) -> Reading:
 
 @pytest.mark.parametrize("name", ["knorm", "snapkv-question"])
 def test_a_press_that_does_nothing_answers_as_the_raw_text(model: octavo.Model, name: str) -> None:
-    for fields in ({}, {"target": " three sons of a miller", "is_chat": False}):
+    target = {"target": " three sons of a miller", "is_chat": False}
+    for fields in ({}, target, {**target, "after": ""}):
         parts = parts_of(model, **fields)
         pressed, raw = ask(model, nothing, parts, name), full(model, parts)
         assert pressed.reply.text == raw.reply.text

@@ -67,8 +67,7 @@ class Press:
 
     def hold(self, parts: Parts) -> Held:
         """Prefill the context and press its cache."""
-        question, _ = self._split(parts)
-        ids = [*parts.head, *parts.context, *question]
+        ids, _ = self._split(parts)
         if self.name.startswith("snapkv") and len(ids) <= SNAPKV_WINDOW:
             raise Unserved(
                 f"SnapKV needs more than {SNAPKV_WINDOW} tokens, the prompt has {len(ids)}"
@@ -99,7 +98,7 @@ class Press:
                     logits = self._read(cache, ids, position, len(parts.target) + 1)
                     reply = reply_to_target(logits[:-1].float(), parts.target)
                     return Reading(reply=reply, prompt_tokens=num_prompt, cache_bytes=cache_bytes)
-                return self._answer(cache, list(rest), position, parts, num_prompt, cache_bytes)
+                return self._answer(cache, rest, position, parts, num_prompt, cache_bytes)
         finally:
             for layer, length in zip(cache.layers, lengths, strict=True):
                 layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
@@ -138,12 +137,12 @@ class Press:
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _split(self, parts: Parts) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return what of the tail is compressed with the context, and the rest, never empty."""
-        if not self.sees_question:
-            return (), parts.tail
-        seen = min(parts.num_question, len(parts.tail) - 1)
-        return parts.tail[:seen], parts.tail[seen:]
+    def _split(self, parts: Parts) -> tuple[list[int], list[int]]:
+        """Return what is read and pressed, and what is read behind it, at least one id."""
+        seen = parts.num_question if self.sees_question else 0
+        ids = [*parts.head, *parts.context, *parts.tail]
+        pressed = min(len(parts.head) + len(parts.context) + seen, len(ids) - 1)
+        return ids[:pressed], ids[pressed:]
 
 
 def _bytes(cache: Any) -> int:
