@@ -301,6 +301,7 @@ def test_every_task_of_the_table_can_be_made_and_has_its_name() -> None:
         "ruler/vt",
         "ruler/niah_single_1",
     ]
+    assert len(find_tasks(["ruler-offline"])) == 11
     assert len(find_tasks(["ruler"])) == 13
     assert len(find_tasks(["longbench"])) == 21
 
