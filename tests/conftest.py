@@ -1,6 +1,7 @@
 """Shared pieces: the golden checkpoints, and models made of them in milliseconds."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before torch and the hub are imported: tests never touch the network.
@@ -24,6 +25,24 @@ TEXT = (
     'The clerk\'s note said "three crates, none sealed". Row 7 lists copper wire, 18 metres; '
     "row 8 is empty. Nobody had signed for the lamp oil, yet the cellar was full of it. "
 )
+
+
+@dataclass
+class Result:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a failed command."""
+        assert self.code in (1, 2), self
+        lines = self.err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: "), lines
+        return lines[0]
 
 
 @pytest.fixture(scope="session")

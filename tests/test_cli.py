@@ -9,12 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKPOINT, TEXT, WIRE
+from conftest import CHECKPOINT, TEXT, WIRE, Result
 
 import octavo
 from octavo.cli import main
@@ -25,22 +24,6 @@ FAKE = ("--model", str(CHECKPOINT), "--engine", "fake")
 LOCAL = ("--model", str(CHECKPOINT), "--device", "cpu")
 USAGE = {"source_tokens", "latents", "ratio", "prompt_tokens", "completion_tokens"}
 TIMINGS = {"compress_seconds", "ttft_seconds", "total_seconds"}
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of a failed command."""
-        assert self.code in (1, 2), self
-        lines = self.err.splitlines()
-        assert len(lines) == 1, lines
-        assert lines[0].startswith("error: "), lines
-        return lines[0]
 
 
 Run = Callable[..., Result]

@@ -3,23 +3,14 @@
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import CHECKPOINT, TEXT
+from conftest import CHECKPOINT, TEXT, Result
 
 from octavo.cli import main
 from octavo.train import packing
 from octavo.train.rows import Rows
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
 
 Run = Callable[..., Result]
 

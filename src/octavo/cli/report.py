@@ -11,8 +11,8 @@ def report(
         list[Path],
         typer.Argument(metavar="DIR...", help="Folders of rows that `octavo eval` wrote."),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.")
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
     ],
 ) -> None:
     """Show what evaluations found: what is lost, what is gained, against what.
@@ -22,7 +22,7 @@ def report(
     """
     from octavo.evals.report import write
 
-    place = output.expanduser()
+    place = out.expanduser()
     for line in write(folders, place):
         typer.echo(line)
     typer.echo(f"report: {place / 'report.html'}", err=True)

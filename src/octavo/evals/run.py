@@ -51,11 +51,12 @@ class _Work:
 
     @property
     def keys(self) -> list[Key]:
-        """What the rows will be about."""
-        return [
-            Key(self.task.name, self.length, item.id, self.method.name, self.method.ratio)
-            for item, _ in self.items
-        ]
+        """Return what the rows will be about."""
+        return [self.key(item) for item, _ in self.items]
+
+    def key(self, item: Item) -> Key:
+        """Return what an item's row will be about."""
+        return Key(self.task.name, self.length, item.id, self.method.name, self.method.ratio)
 
 
 def evaluate(
@@ -74,9 +75,9 @@ def evaluate(
     """Write the rows that `folder` does not hold yet, and return what was done.
 
     Interrupt it at will: the same call goes on, alone or in several processes at once. `command`
-    is kept with the rows, for whoever wants to make them again. Raises
-    `EvaluationError` for settings other than those of the folder's rows, data that is missing, and
-    a generator without lengths.
+    is kept with the rows, for whoever wants to make them again. Raises `EvaluationError` for
+    settings other than those of the folder's rows, data that is missing, and a task that makes
+    its items to a length without one.
     """
     data = data or DataFiles()
     if limit is not None and limit < 1:
@@ -98,9 +99,8 @@ def evaluate(
                     if todo is None:
                         taken.append(work)
                         continue
-                    for made_rows in _run(model, work, {key.id for key in todo}, account):
-                        written = rows.append({**common, **row} for row in made_rows)
-                        account.written += written
+                    for row in _run(model, work, {key.id for key in todo}, account):
+                        account.written += rows.append([{**common, **row}])
                         if on_row is not None:
                             on_row(_name(work), account.written + account.found, total)
                     account.found += len(work.items) - len(todo)
@@ -157,7 +157,7 @@ def _stranger(groups: Sequence[Sequence[Item]], at: int) -> str:
 
 def _run(
     model: Model, work: _Work, todo: set[str], account: Account
-) -> Iterator[list[Mapping[str, Any]]]:
+) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of one parcel of work, as they are made."""
     method = work.method
     weights = _weights(model)
@@ -177,7 +177,7 @@ def _run(
                 reading = method.reply(held, parts)
         except (PromptTooLongError, Unserved) as reason:
             account.skipped[label(method.name, method.ratio)] = str(reason)
-            yield [row | {"skipped": str(reason), "score": None, "metrics": {}}]
+            yield row | {"skipped": str(reason), "score": None, "metrics": {}}
             continue
         metrics = dict(work.task.score(item, reading.reply))
         row |= {
@@ -195,13 +195,13 @@ def _run(
             "cache_bytes": reading.cache_bytes,
             "peak_bytes": peak.bytes,
         }
-        yield [row]
+        yield row
 
 
 def _empty_row(work: _Work, item: Item, parts: Parts) -> dict[str, Any]:
     """Return what is known of a row before it is answered."""
     return {
-        **work.keys[[one.id for one, _ in work.items].index(item.id)]._asdict(),
+        **work.key(item)._asdict(),
         "references": list(item.references),
         "metric": work.task.metric,
         "context_tokens": len(parts.context),
