@@ -3,7 +3,7 @@
 # DATA_FOLDER holds the .jsonl.zst files that runs/keep_training.toml names. Goes on from the newest state:
 # an unfinished leg in runs/smol, else the last finished one, else the shipped weights, with STEPS (500) more
 # steps. One niced core and at most 6 GB; it saves every few minutes, so stop it at any moment (Ctrl-C,
-# SIGTERM, even kill -9) and run it again. Ships nothing: see runs/README.md.
+# SIGTERM, even kill -9) and run it again.
 set -euo pipefail
 data="$(cd "${1:?usage: runs/keep_training.sh DATA_FOLDER [STEPS]}" && pwd)"
 steps="${2:-500}"
@@ -27,13 +27,32 @@ else
 fi
 echo "$state: $steps steps from $start, seed $seed; log in $out/log.jsonl"
 
-ulimit -d $((6 * 1024 * 1024))  # private memory, in KiB: fail here rather than push others out
-export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 MALLOC_ARENA_MAX=1
 pin=(nice -n 10)
 if command -v taskset > /dev/null; then pin+=(taskset -c "$(($(nproc) - 1))"); fi
+train() {
+  "${pin[@]}" .venv/bin/octavo train runs/keep_training.toml --resume --set "data.root=$data" \
+    --set "output=$out" --set "seed=$seed" --set "model.start=$start" --set "stages.sft.steps=$steps" &
+  trainer=$!
+}
+resident_kib() { awk '/^VmRSS/ {print $2}' "/proc/$trainer/status" 2> /dev/null || echo 0; }
+
+# SIGTERM makes the trainer finish its step and save. Memory is watched rather than capped: a cap counts what
+# is only reserved, and an allocation that fails loses the steps since the last save.
+is_stopped=
+stop() { is_stopped=yes; kill -TERM "$trainer" 2> /dev/null || true; }
+trap stop TERM INT
 status=0
-"${pin[@]}" .venv/bin/octavo train runs/keep_training.toml --resume --set "data.root=$data" \
-  --set "output=$out" --set "seed=$seed" --set "model.start=$start" --set "stages.sft.steps=$steps" || status=$?
+train
+while kill -0 "$trainer" 2> /dev/null; do
+  sleep 5 & wait $! || true
+  if [ "$(resident_kib)" -gt $((11 * 1024 * 512)) ]; then  # 5.5 GiB
+    echo "the trainer holds more than 5.5 GiB: saving, and starting it afresh"
+    kill -TERM "$trainer" && { wait "$trainer" || true; }
+    [ -n "$is_stopped" ] || train
+  fi
+done
+wait "$trainer" || status=$?
 
 .venv/bin/python - "$out" <<'PY'
 """Say in one line how far the leg has come."""

@@ -36,7 +36,7 @@ def last_quarter(decoder: Any) -> Iterator[None]:
     seen: dict[str, Any] = {}
 
     def note(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        seen["cache"] = kwargs["past_key_values"]
+        seen["cache"] = find_cache(kwargs)
 
     hook = decoder.model.register_forward_hook(note, with_kwargs=True)
     try:

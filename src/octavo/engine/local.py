@@ -27,6 +27,7 @@ from transformers.generation.logits_process import (
 from octavo.checkpoint import Checkpoint
 from octavo.engine.base import Prompt, Sampling
 from octavo.errors import ContextError
+from octavo.nn.cache import as_keyword
 
 PREFIX_CACHES = 2
 """Prefixes kept; each holds layers x 2 x KV heads x head width x positions values."""
@@ -143,9 +144,9 @@ class LocalEngine:
         """Run the decoder over embeddings and return the last position's logits `BV`."""
         output = self._lclm.decoder(
             inputs_embeds=embeds_BTD,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **as_keyword(cache),
             **inputs,
         )
         logits: Tensor = output.logits[:, -1]

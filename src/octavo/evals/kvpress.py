@@ -32,6 +32,7 @@ from octavo.evals.reading import (
 )
 from octavo.evals.task import DataFiles
 from octavo.model import Model
+from octavo.nn.cache import as_keyword
 
 SNAPKV_WINDOW = 64
 """SnapKVPress.window_size: it cannot compress a context no longer than this."""
@@ -78,7 +79,7 @@ class Press:
         with torch.no_grad(), self._press(self._decoder):
             # By keyword: KVzip looks for input_ids there.
             self._decoder.model(
-                input_ids=torch.tensor([ids], device=self._decoder.device), past_key_values=cache
+                input_ids=torch.tensor([ids], device=self._decoder.device), **as_keyword(cache)
             )
         return Held(state=(cache, len(ids)), compress_seconds=time.perf_counter() - started)
 
@@ -131,8 +132,8 @@ class Press:
         output = self._decoder(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.arange(position, position + len(ids), device=device)[None],
-            past_key_values=cache,
             logits_to_keep=keep,
+            **as_keyword(cache),
         )
         logits: torch.Tensor = output.logits[0]
         return logits

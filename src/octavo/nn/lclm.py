@@ -27,6 +27,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
 from octavo.errors import ConfigError, PromptError
 from octavo.nn.adapter import Adapter
+from octavo.nn.cache import as_keyword, find_cache
 from octavo.nn.encoder import Encoder, ratio_per_span
 from octavo.nn.residual import BlockSum
 from octavo.nn.rotary import round_rotary
@@ -74,7 +75,7 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Hand the spans over in the first step only: later steps find them in the KV cache."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
-        cache = inputs.get("past_key_values")
+        cache = find_cache(inputs)
         if cache is not None and cache.get_seq_length() > 0:
             for name in ("memory_ids", "memory_lengths", "memory_ratios", "latents"):
                 inputs.pop(name, None)
@@ -198,6 +199,7 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         memory_ratios: Tensor | None = None,
         latents: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the decoder over `input_ids` `BT` with latents in its slots.
@@ -205,13 +207,16 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         The latents are given (`latents` `SD`), or made from `memory_ids` `ML`, right-padded rows of
         source tokens with `memory_lengths` `M` in the order of their slots, at the model's ratio or
         at `memory_ratios` `M`. `labels` `BT` hold -100 where nothing is scored. Logits are `BTV`.
+        `cache` is the name of `past_key_values` from transformers 5.24 on; either is taken.
         """
+        if cache is None:
+            cache = past_key_values
         if inputs_embeds is None:
             if input_ids is None:
                 raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
             if latents is None and memory_ids is not None and len(memory_ids) > 0:
                 latents = self.span_latents(memory_ids, memory_lengths, memory_ratios)
-            if latents is None and past_key_values is not None and past_key_values.get_seq_length():
+            if latents is None and cache is not None and cache.get_seq_length():
                 # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             else:
@@ -220,9 +225,9 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
             logits_to_keep=logits_to_keep,
+            **as_keyword(cache),
             **kwargs,
         )
         return output

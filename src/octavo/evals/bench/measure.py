@@ -26,6 +26,7 @@ from transformers import DynamicCache
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.evals.memory import Peak
 from octavo.nn import LCLM
+from octavo.nn.cache import as_keyword
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,7 @@ class Reader:
         cache = DynamicCache()
         body: Any = self.lclm.get_decoder()
         for part_TD in parts:
-            body(inputs_embeds=part_TD.unsqueeze(0), past_key_values=cache, use_cache=True)
+            body(inputs_embeds=part_TD.unsqueeze(0), use_cache=True, **as_keyword(cache))
         return cache
 
     def read_ids(self, ids_S: Tensor) -> DynamicCache:
@@ -90,9 +91,9 @@ class Reader:
             inputs["position_ids"] = positions_Q.unsqueeze(0)
         output = self.lclm.decoder(
             inputs_embeds=self.embed(ids_Q).unsqueeze(0),
-            past_key_values=kept.cache,
             use_cache=True,
             logits_to_keep=1,
+            **as_keyword(kept.cache),
             **inputs,
         )
         return int(output.logits[0, -1].argmax())  # a token counts when it is here
