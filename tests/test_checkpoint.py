@@ -1,6 +1,7 @@
 """Checkpoints: the published layout both ways, and every way it can be wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import octavo
 from octavo import CheckpointError, ConfigError, RatioError
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
 
+SMOL = Path(octavo.__file__).parent / "assets" / "smol"
 PUBLISHED_KEYS = {
     "compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type", "boundary_overlap",
     "adapter_type",
@@ -280,3 +282,64 @@ def test_a_lora_checkpoint_is_merged_for_answers_and_kept_apart_for_training(
     octavo.load(tmp_path / "lora", device="cpu").save(tmp_path / "whole")
     whole = octavo.load(tmp_path / "whole", device="cpu")
     torch.testing.assert_close(whole.compress(TEXT).latents, wanted, atol=1e-4, rtol=1e-4)
+
+
+def smol_with(tmp_path: Path, **changes: Any) -> Path:
+    """Return a copy of the shipped LoRA checkpoint whose decoder's config says otherwise."""
+    folder = Path(shutil.copytree(SMOL, tmp_path / "smol"))
+    edit(folder / "decoder" / "adapter_config.json", **changes)
+    return folder
+
+
+def test_factors_written_by_a_newer_peft_load_where_its_new_features_are_off(
+    tmp_path: Path,
+) -> None:
+    folder = smol_with(tmp_path, from_the_future=None, peft_version="99.0")
+    assert octavo.load(folder, device="cpu").config.compression_ratio
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"from_the_future": {"rank": 3}}, "does not know from_the_future"),
+        ({"target_modules": "(a+)+$"}, "target_modules is a pattern"),
+        ({"peft_type": "IA3"}, "peft_type is not LORA"),
+        ({"r": -1}, "`r` should be a positive integer"),
+        ({"r": "many"}, "cannot put the LoRA factors"),
+        ({"lora_alpha": "many"}, "cannot put the LoRA factors"),
+    ],
+)
+def test_factors_of_another_kind_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(says)):
+        octavo.load(smol_with(tmp_path, **changes), device="cpu")
+
+
+def drop_tensor(file: Path, part_of_name: str) -> str:
+    """Take the first tensor of that name out of a file, and return its name."""
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if part_of_name in name)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("half", ["decoder", "encoder"])
+def test_a_half_that_lacks_a_tensor_is_refused_by_its_name(folder: Path, half: str) -> None:
+    name = drop_tensor(folder / half / "model.safetensors", "q_proj")
+    with pytest.raises(CheckpointError, match=re.escape(name.removeprefix("model."))):
+        octavo.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("half", "part_of_name"),
+    [("decoder", "lora_A"), ("encoder", "lora_B"), ("decoder", "embed_tokens")],
+)
+def test_factors_that_lack_a_tensor_are_refused_by_its_name(
+    tmp_path: Path, half: str, part_of_name: str
+) -> None:
+    folder = smol_with(tmp_path)
+    name = drop_tensor(folder / half / "adapter_model.safetensors", part_of_name)
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        octavo.load(folder, device="cpu")

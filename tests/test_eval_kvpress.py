@@ -20,6 +20,7 @@ from octavo.evals.methods import make_method
 from octavo.evals.parts import Parts, cut
 from octavo.evals.reading import Reading, Unserved
 from octavo.evals.task import DataFiles, Item
+from octavo.nn.cache import find_cache
 
 ROOT = Path(__file__).parents[1]
 STORY = "The mill stood by the river and the miller had three sons. " * 6

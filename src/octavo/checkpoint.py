@@ -12,12 +12,14 @@ what is missing or does not fit is an error, never a random weight.
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -271,14 +273,18 @@ class _Loader:
             kind = AutoModelForCausalLM  # the first layers are taken from a whole model
         try:
             with quiet():
-                model: PreTrainedModel = kind.from_pretrained(
-                    source, use_safetensors=True, **options
+                loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+                    source, use_safetensors=True, output_loading_info=True, **options
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot load {source} ({type(error).__name__}: {_first_line(error)}); "
                 "is it complete, and in safetensors?"
             ) from error
+        model, found = loaded
+        # A pooler is drawn anew where a checkpoint has none; nothing here reads it.
+        missing = {name for name in found["missing_keys"] if "pooler." not in name}
+        _check_none_is_missing(source, missing)
         if num_layers is not None and is_lora:
             model = first_layers(model.base_model, num_layers)
         rows = model.get_input_embeddings().weight.shape[0]
@@ -297,13 +303,75 @@ class _Loader:
         """Put a half's LoRA factors on it, if it has any; merged unless they are to be trained."""
         if not (folder / LORA_FILE).is_file():
             return model
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
 
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        whole = adapted if trainable else adapted.merge_and_unload()
+        file = folder / LORA_FILE
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of missing tensors, which is an error below
+                adapted = PeftModel.from_pretrained(
+                    model, str(folder), config=_lora_config(folder), is_trainable=trainable
+                )
+            wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            _check_none_is_missing(file, wanted - _tensor_names(file))
+            whole = adapted if trainable else adapted.merge_and_unload()
+        except CheckpointError:
+            raise
+        except Exception as error:  # peft's own errors are of every kind
+            raise CheckpointError(
+                f"cannot put the LoRA factors of {folder} on their base "
+                f"({type(error).__name__}: {_first_line(error)}); do they belong to it?"
+            ) from error
         for parameter in whole.parameters():  # not `.to()`: it would round the rotary buffers too
             parameter.data = parameter.data.to(self.options["dtype"])
         return whole
+
+
+def _check_none_is_missing(place: Path | str, missing: AbstractSet[str]) -> None:
+    """Refuse weights that lack tensors: transformers and peft would draw them at random."""
+    if missing:
+        first, *others = sorted(missing)
+        more = f" and {len(others)} more" if others else ""
+        raise CheckpointError(
+            f"{place} lacks the tensor {first}{more}, which would be random; fetch the whole "
+            "checkpoint, and do not rename tensors"
+        )
+
+
+def _tensor_names(file: Path) -> set[str]:
+    with safe_open(file, "pt") as tensors:
+        return set(tensors.keys())
+
+
+def _lora_config(folder: Path) -> Any:
+    """Read what peft needs to know of a half's factors, whichever peft has written it.
+
+    Fields that this peft does not know are dropped where they are switched off, and refused where
+    they are not: the model would be another. Modules are named one by one, for a pattern from a
+    checkpoint could keep a regular expression busy for ever.
+    """
+    from peft import LoraConfig
+
+    path = folder / "adapter_config.json"
+    values = read_json(path)
+    if values.pop("peft_type", "LORA") != "LORA":
+        raise CheckpointError(f"{path}: peft_type is not LORA, the only one that can be read")
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        if isinstance(values.get(key), str):
+            raise CheckpointError(
+                f"{path}: {key} is a pattern, expected a list of module names; write it out"
+            )
+    known = {field.name for field in fields(LoraConfig)}
+    for key in sorted(values.keys() - known):
+        if values.pop(key) and key != "peft_version":
+            raise CheckpointError(
+                f"{path}: this peft does not know {key}, which the factors were trained with; "
+                "upgrade peft"
+            )
+    try:
+        return LoraConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no LoRA config ({_first_line(error)})") from error
 
 
 def _load_adapter(lclm: LCLM, folder: Path) -> None:

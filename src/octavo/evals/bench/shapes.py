@@ -187,6 +187,7 @@ def build(
             torch.set_default_dtype(dtype)
             torch.manual_seed(seed)
             decoder = AutoModelForCausalLM.from_config(decoder_config, dtype=dtype)
+            decoder.tie_weights()  # transformers 5.0 does not where weights are drawn on `meta`
             encoder = AutoModel.from_config(encoder_config, dtype=dtype)
             last = decoder_config.vocab_size
             config = LCLMConfig(
