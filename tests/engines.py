@@ -1,13 +1,14 @@
 """Engines whose answers are known beforehand: one that solves, one that hears nothing."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 import octavo
-from octavo.engine.base import Prompt, Sampling
+from octavo.engine.base import Batch, Prompt, Sampling, TargetScores
+from octavo.engine.fake import KnownBatch
 
 Solve = Callable[[str], Sequence[str]]
 
@@ -44,12 +45,15 @@ class Oracle:
             for span in spans
         ]
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
-        (prompt,) = prompts
-        answer = " " + ", ".join(self._solve(self._text(prompt)))
-        ids = self._prompts.text_ids(answer)
-        for token in ids[: sampling.max_new_tokens]:
-            yield [token]
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
+        answers = []
+        for prompt in prompts:
+            ids = self._prompts.text_ids(" " + ", ".join(self._solve(self._text(prompt))))
+            answers.append(ids[: sampling.max_new_tokens])
+        return KnownBatch(answers)
+
+    def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
+        raise NotImplementedError
 
     def _text(self, prompt: Prompt) -> str:
         latents = iter([] if prompt.latents is None else prompt.latents)
@@ -65,6 +69,13 @@ class Oracle:
             else:
                 pieces.append(read(ids))
         return "".join(pieces)
+
+    @property
+    def kept_bytes(self) -> int:
+        return 0
+
+    def forget(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from conftest import CHECKPOINT, TEXT, WIRE, Result
 
 import octavo
 from octavo.cli import main
-from octavo.engine.fake import FakeEngine
+from octavo.engine.fake import FakeEngine, KnownBatch
 
 FOREIGN = WIRE / "C_concat_causal_r8_w32" / "checkpoint"
 FAKE = ("--model", str(CHECKPOINT), "--engine", "fake")
@@ -137,10 +137,10 @@ def test_debug_shows_the_traceback_before_and_after_the_command(run: Run) -> Non
 def test_an_unforeseen_error_is_one_line_too(
     run: Run, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> Iterator[list[int | None]]:
+    def fail(*_: object) -> None:
         raise RuntimeError("the floor\nis wet")
 
-    monkeypatch.setattr(FakeEngine, "generate", fail)
+    monkeypatch.setattr(FakeEngine, "start", fail)
     result = run("generate", "Who?", "-c", book, *FAKE)
     assert result.code == 1
     assert "RuntimeError: the floor is wet; add --debug" in result.error
@@ -486,6 +486,15 @@ def test_a_turn_too_long_is_dropped_and_the_chat_goes_on(
     assert result.out == fake_model.generate("Who signed?").text + "\n"
 
 
+class InterruptedBatch(KnownBatch):
+    """A batch during whose second step somebody presses Ctrl-C."""
+
+    def __next__(self) -> list[int | None]:
+        if self._step:
+            raise KeyboardInterrupt
+        return super().__next__()
+
+
 def test_an_interrupt_ends_an_answer_but_not_the_chat(
     run: Run, fake_model: octavo.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,17 +502,14 @@ def test_an_interrupt_ends_an_answer_but_not_the_chat(
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": begun}]
     turns.append({"role": "user", "content": "Who signed?"})
     second = fake_model.generate(messages=turns).text
-    generate, calls = FakeEngine.generate, []
+    start, calls = FakeEngine.start, []
 
-    def interrupt_once(self: FakeEngine, *args: Any) -> Iterator[list[int | None]]:
-        steps = generate(self, *args)
+    def interrupt_once(self: FakeEngine, *args: Any) -> Any:
+        batch = start(self, *args)
         calls.append(1)
-        if len(calls) == 1:
-            yield next(steps)
-            raise KeyboardInterrupt
-        yield from steps
+        return InterruptedBatch(batch._answers) if len(calls) == 1 else batch
 
-    monkeypatch.setattr(FakeEngine, "generate", interrupt_once)
+    monkeypatch.setattr(FakeEngine, "start", interrupt_once)
     result = run("chat", *FAKE, stdin=b"Who?\nWho signed?\n")
     assert (result.code, len(calls)) == (0, 2)
     assert result.out == f"{begun}\n{second}\n"

@@ -61,7 +61,7 @@ def test_a_context_can_be_kept_without_its_text(model: octavo.Model, tmp_path: P
     with pytest.raises(ContextError, match="without its text"):
         loaded.passage(0)
     with pytest.raises(ContextError, match="did not keep its text"):
-        loaded.append("more")
+        model.extend(loaded, "more")
     with pytest.raises(ContextError, match="raw=True"):
         model.generate("Who?", context=loaded, raw=True)
 
@@ -77,14 +77,14 @@ def test_a_slice_keeps_its_latents_and_its_text(context: CompressedContext) -> N
             context[bad]  # type: ignore[index]
 
 
-def test_joined_slices_are_the_whole(context: CompressedContext) -> None:
+def test_joined_slices_are_the_whole(model: octavo.Model, context: CompressedContext) -> None:
     joined = CompressedContext.join([context[:7], context[7:30], context[30:]])
     assert torch.equal(joined.latents, context.latents)
     assert torch.equal(joined.offsets, context.offsets)
     assert joined.text == context.text
     assert joined.source_tokens == context.source_tokens
     with pytest.raises(ContextError, match="slice or a join"):
-        joined.append("more")
+        model.extend(joined, "more")
     with pytest.raises(ContextError, match="nothing to join"):
         CompressedContext.join([])
 
@@ -93,7 +93,7 @@ def test_joined_slices_are_the_whole(context: CompressedContext) -> None:
 def test_appending_equals_compressing_the_whole(
     model: octavo.Model, context: CompressedContext, cut: int
 ) -> None:
-    grown = model.compress(LONG[:cut]).append(LONG[cut:])
+    grown = model.extend(model.compress(LONG[:cut]), LONG[cut:])
     torch.testing.assert_close(grown.latents, context.latents, atol=1e-5, rtol=1e-5)
     assert torch.equal(grown.offsets, context.offsets)
     assert torch.equal(grown.block_tokens, context.block_tokens)
@@ -111,14 +111,14 @@ def test_appending_encodes_only_new_windows(
         return real(spans, *rest)
 
     monkeypatch.setattr(model.engine, "encode", counted)
-    grown = context.append("One more line.")
+    grown = model.extend(context, "One more line.")
     assert sum(read) < 16 + len(model.prompts.source("One more line.").ids) + 16
     assert grown.source_tokens > 200
 
 
 def test_appending_equals_the_whole_where_windows_overlap() -> None:
     model = octavo.load(WIRE / "F_mean_causal_r8_w16_o4" / "checkpoint", device="cpu")
-    grown = model.compress(LONG[:150]).append(LONG[150:])
+    grown = model.extend(model.compress(LONG[:150]), LONG[150:])
     whole = model.compress(LONG)
     torch.testing.assert_close(grown.latents, whole.latents, atol=1e-5, rtol=1e-5)
 
@@ -127,12 +127,10 @@ def test_a_loaded_context_grows_with_its_model(
     model: octavo.Model, context: CompressedContext, tmp_path: Path
 ) -> None:
     context.save(tmp_path / "c.safetensors")
-    with pytest.raises(ContextError, match="pass its model"):
-        CompressedContext.load(tmp_path / "c.safetensors").append("more")
-    grown = model.load_context(tmp_path / "c.safetensors").append(" More.")
+    grown = model.extend(model.load_context(tmp_path / "c.safetensors"), " More.")
     assert grown.text == LONG + " More."
     with pytest.raises(InputError, match="empty"):
-        context.append("")
+        model.extend(context, "")
 
 
 def test_another_compressor_is_refused_by_name(context: CompressedContext, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 
 import octavo
 from octavo.config import MEMORY_END, MEMORY_START
-from octavo.engine.base import Prompt, Sampling
+from octavo.engine.base import Batch, Prompt, Sampling
 from octavo.errors import EvaluationError, MissingExtraError, PromptTooLongError
 from octavo.evals import lm_eval as adapter
 from octavo.evals.flat import split
@@ -154,11 +154,11 @@ class Listener(Oracle):
         super().__init__(like, find_needle)
         self.heard: list[tuple[list[int], list[list[float]]]] = []
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
         (prompt,) = prompts
         latents = [] if prompt.latents is None else prompt.latents.tolist()
         self.heard.append((list(prompt.input_ids), latents))
-        return super().generate(prompts, sampling)
+        return super().start(prompts, sampling)
 
 
 # --- where prompts are cut ---------------------------------------------------------------------

@@ -219,8 +219,7 @@ def test_greedy_answers_equal_those_of_transformers(model: octavo.Model) -> None
     prompt = Prompt(
         input_ids=encoded.input_ids, latents=latents, prefix_length=encoded.prefix_length
     )
-    steps = model.engine.generate([prompt], Sampling(max_new_tokens=10))
-    own = [step[0] for step in steps]
+    own = [step[0] for step in model.engine.start([prompt], Sampling(max_new_tokens=10))]
     theirs = model.lclm.generate(
         input_ids=torch.tensor([encoded.input_ids]),
         latents=latents,
@@ -242,7 +241,7 @@ def test_the_published_sampling_preset_runs(any_model: octavo.Model) -> None:
 def test_latents_of_another_width_are_refused(model: octavo.Model) -> None:
     wrong = Prompt(input_ids=[1, 2], latents=torch.zeros(1, 3))
     with pytest.raises(ContextError, match="width 3"):
-        next(iter(model.engine.generate([wrong], Sampling())))
+        model.engine.start([wrong], Sampling())
 
 
 def test_markers_in_a_document_change_nothing_but_its_text(model: octavo.Model) -> None:

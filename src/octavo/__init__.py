@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo.answer import Completion, Stream, Timings, Usage
     from octavo.config import Extension, ModelConfig
     from octavo.context import CompressedContext
     from octavo.engine.base import CHAT, Engine, Sampling
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from octavo.files import WriteError
+    from octavo.generate import Completion, Stream, Timings, Usage
     from octavo.loading import assemble, load
     from octavo.model import Model
     from octavo.nn.lclm import LCLM, LCLMConfig
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "octavo.answer": ["Completion", "Stream", "Timings", "Usage"],
+    "octavo.generate": ["Completion", "Stream", "Timings", "Usage"],
     "octavo.config": ["Extension", "ModelConfig"],
     "octavo.context": ["CompressedContext"],
     "octavo.engine.base": ["CHAT", "Engine", "Sampling"],

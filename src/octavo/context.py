@@ -10,33 +10,19 @@ made it and the text's sha256, and it lives in one safetensors file.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from octavo.errors import ContextError, InputError
+from octavo.errors import ContextError
 from octavo.files import write_file
 
 FORMAT = "octavo-context"
 FORMAT_VERSION = 1
-
-
-class Compressor(Protocol):
-    """What `append` needs of a model."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identify the weights that make and read latents."""
-        ...
-
-    def extend(self, context: "CompressedContext", text: str) -> "CompressedContext":
-        """Return `context` grown by `text`, as if the whole had been compressed at once."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,10 +45,8 @@ class CompressedContext:
     text: str | None = None
     """The raw text, if it was kept."""
     is_whole: bool = True
-    """Whether this is one text compressed from its first token on, which `append` needs."""
+    """Whether this is one text compressed from its first token on, which `Model.extend` needs."""
     compress_seconds: float = 0.0
-    compressor: Compressor | None = field(default=None, repr=False)
-    """The model that made it, while it is in memory."""
 
     @property
     def num_latents(self) -> int:
@@ -94,7 +78,7 @@ class CompressedContext:
         return part.text or ""
 
     def __getitem__(self, blocks: slice) -> "CompressedContext":
-        """Return the context of some consecutive blocks; it cannot be appended to."""
+        """Return the context of some consecutive blocks; it cannot grow."""
         if not isinstance(blocks, slice):
             raise ContextError(f"slice a context with [start:stop], not with {blocks!r}")
         first, stop, step = blocks.indices(len(self))
@@ -150,23 +134,15 @@ class CompressedContext:
             compress_seconds=sum(part.compress_seconds for part in parts),
         )
 
-    def append(self, text: str, compressor: Compressor | None = None) -> "CompressedContext":
-        """Return this context grown by `text`; equal to compressing the whole text at once.
+    def growable_text(self) -> str:
+        """Return the text that more can be appended to (`Model.extend`).
 
-        Encodes only windows that change. A context loaded from disk needs its model given.
         Raises `ContextError` for a slice, a join, or a context that did not keep its text.
         """
-        model = compressor or self.compressor
-        if model is None:
-            raise ContextError(
-                "this context was loaded from a file; pass its model: append(text, model)"
-            )
         if not self.is_whole or self.text is None:
             reason = "is a slice or a join" if self.text is not None else "did not keep its text"
             raise ContextError(f"this context {reason}, so it cannot grow; compress the whole text")
-        if not text:
-            raise InputError("the text to append is empty")
-        return model.extend(self, text)
+        return self.text
 
     def check_made_by(self, fingerprint: str, name: str) -> None:
         """Refuse use with another compressor, saying which made it and which was to read it."""
@@ -237,15 +213,6 @@ class CompressedContext:
         if text is not None and sha256_of(text) != context.text_sha256:
             raise ContextError(f"{path}: the text does not match its sha256; make it again")
         return context
-
-
-def is_context_file(path: Path) -> bool:
-    """Return whether `path` looks like a saved context, without reading its tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
-        return False
 
 
 def sha256_of(text: str) -> str:

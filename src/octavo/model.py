@@ -5,21 +5,26 @@ book = model.compress(text)
 print(model.generate("Who tells the story?", context=book).text)
 """
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Unpack, overload
 
 import torch
 
-from octavo.answer import CHARACTERS_A_TOKEN, Completion, ContextLike, Options, Run, Stream
+from octavo import generate
 from octavo.config import Extension, ModelConfig, resolve_ratio
 from octavo.context import CompressedContext, sha256_of
-from octavo.engine.base import Engine
+from octavo.engine.base import Engine, Sampling
 from octavo.errors import ConfigError, ContextError, InputError
-from octavo.prompt import PromptEncoder, Source
+from octavo.generate import CHARACTERS_A_TOKEN, Answers, Completion, ContextLike, Options, Stream
+from octavo.prompt import Message, PromptEncoder, Source
+
+REMEMBERED_CONTEXTS = 8
+"""Contexts made on the way to an answer that are found again when the same text is asked about."""
 
 
 class Model:
@@ -28,6 +33,8 @@ class Model:
     def __init__(self, engine: Engine, prompts: PromptEncoder, checkpoint: Any = None) -> None:
         """Join an engine and the prompts of the same model; `octavo.load` does it for you."""
         self.engine, self.prompts, self._checkpoint = engine, prompts, checkpoint
+        self._remembered: OrderedDict[tuple[str, int], CompressedContext] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def config(self) -> ModelConfig:
@@ -103,19 +110,25 @@ class Model:
         return self._context(text, source, latents, ratio, keep_text, seconds)
 
     def load_context(self, path: str | Path) -> CompressedContext:
-        """Read a saved context that can grow; refuse one that another compressor made."""
+        """Read a saved context; refuse one that another compressor made."""
         context = CompressedContext.load(path)
         context.check_made_by(self.fingerprint, self.name)
-        return replace(context, compressor=self)
+        return context
 
     def extend(self, context: CompressedContext, text: str) -> CompressedContext:
-        """Grow a context as if its whole text had been compressed at once; use `append`."""
+        """Return a context grown by `text`, as if the whole had been compressed at once.
+
+        Only windows that the new text can change are encoded anew. Raises `ContextError` for a
+        context without its text, a slice or a join, which have no whole text to go on from.
+        """
         started = time.perf_counter()
         context.check_made_by(self.fingerprint, self.name)
-        assert context.text is not None
-        whole = context.text + text
+        old = context.growable_text()
+        if not isinstance(text, str) or not text:
+            raise InputError("the text to append is empty; give a string")
+        whole = old + text
         source = self._source(whole, context.ratio, None)
-        kept = self._num_kept_tokens(self.prompts.source(context.text).ids, source.ids)
+        kept = self._num_kept_tokens(self.prompts.source(old).ids, source.ids)
         (fresh,) = self.engine.encode([source.ids[kept:]], context.ratio)
         latents = torch.cat([context.latents[: kept // context.ratio], fresh])
         seconds = context.compress_seconds + time.perf_counter() - started
@@ -177,7 +190,6 @@ class Model:
             text_sha256=sha256_of(text),
             text=text if keep_text else None,
             compress_seconds=seconds,
-            compressor=self,
         )
 
     # -- answers ---------------------------------------------------------------------------------
@@ -206,7 +218,7 @@ class Model:
     ) -> Completion | list[Completion]:
         """Answer a question about contexts; several questions are answered as one batch.
 
-        A context given as a string is compressed on the way. `Options` (`octavo/answer.py`) lists
+        A context given as a string is compressed on the way. `Options` (`octavo/generate.py`) lists
         the keywords: `messages`, `raw`, `ratio`, `max_new_tokens`, `temperature`, `seed`, `stop`,
         `sampling`, `trusted`. Raises `PromptTooLongError` when prompt and answer do not fit the
         decoder: nothing is cut off.
@@ -231,26 +243,104 @@ class Model:
     def _pieces(
         self, question: str | None, context: ContextLike, options: Options
     ) -> Iterator[str | Completion]:
-        run = Run(self, [question], context, **options)
+        answers = self._start([question], context, **options)
         try:
-            for pieces in run:
+            for pieces in answers:
                 if pieces[0]:
                     yield pieces[0]
         finally:
-            run.close()
-        yield run.completions()[0]
+            answers.close()
+        yield answers.completions()[0]
 
     def _run(
         self, questions: Sequence[str | None], context: ContextLike, options: Options
     ) -> list[Completion]:
-        run = Run(self, questions, context, **options)
+        answers = self._start(questions, context, **options)
         try:
-            for _ in run:
+            for _ in answers:
                 pass
         finally:
-            run.close()
-        return run.completions()
+            answers.close()
+        return answers.completions()
+
+    def _start(
+        self,
+        questions: Sequence[str | None],
+        context: ContextLike,
+        *,
+        messages: Sequence[Message] | None = None,
+        raw: bool = False,
+        ratio: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        trusted: bool = False,
+        on_tokens: Callable[[int, int], None] | None = None,
+    ) -> Answers:
+        """Make the prompts of some questions, compressing what is text yet, and begin to answer."""
+        started, compress_seconds = time.perf_counter(), 0.0
+        engine, ratio = self.engine, generate.served_ratio(self.engine, ratio)
+
+        def compress(text: str) -> CompressedContext:
+            nonlocal compress_seconds
+            begun = time.perf_counter()
+            made = self._remembered_or_compressed(text, ratio, on_tokens)
+            compress_seconds += time.perf_counter() - begun
+            return made
+
+        contexts = generate.list_contexts(context)
+        if raw:
+            for one in contexts:
+                generate.check_raw_length(engine, self.prompts, generate.text_of(one))
+        else:
+            contexts = [compress(one) if isinstance(one, str) else one for one in contexts]
+            messages = generate.compress_memory(messages or (), compress)
+        encoded = []
+        for question in questions:
+            turns = generate.turns_of(question, contexts, messages, raw=raw)
+            encoded.append(self.prompts.encode_messages(turns, ratio=ratio, trusted=trusted))
+        for made in {id(s.context): s.context for e in encoded for s in e.spans}.values():
+            if made is not None:
+                made.check_made_by(self.fingerprint, self.name)
+        checked = generate.check_sampling(
+            engine, encoded, sampling, max_new_tokens, temperature=temperature, seed=seed
+        )
+        return Answers(
+            engine,
+            self.prompts,
+            generate.gather(engine, encoded, ratio),
+            checked,
+            stop=stop,
+            ratio=ratio,
+            started=started,
+            compress_seconds=compress_seconds,
+        )
+
+    def _remembered_or_compressed(
+        self, text: str, ratio: int, on_tokens: Callable[[int, int], None] | None
+    ) -> CompressedContext:
+        """Return the context of a text, the one made before if the same was asked about lately."""
+        key = sha256_of(text), ratio
+        with self._lock:
+            if (found := self._remembered.get(key)) is not None:
+                self._remembered.move_to_end(key)
+                return found
+        made = self.compress(text, ratio, on_tokens=on_tokens)
+        with self._lock:
+            self._remembered[key] = made
+            while len(self._remembered) > REMEMBERED_CONTEXTS:
+                self._remembered.popitem(last=False)
+        return made
+
+    def forget(self) -> None:
+        """Let go of what was kept for further questions: prefixes, and contexts made on the way."""
+        with self._lock:
+            self._remembered.clear()
+        self.engine.forget()
 
     def close(self) -> None:
         """Let go of the engine's memory."""
+        self.forget()
         self.engine.close()

@@ -12,9 +12,10 @@ token inside it becomes ordinary characters, unless the caller says the prompt i
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from octavo.config import MEMORY, MEMORY_END, MEMORY_START, MEMORY_TOKENS, ModelConfig
 from octavo.errors import CheckpointError, PromptError
@@ -24,15 +25,6 @@ Message = Mapping[str, Any]
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
 """For decoders that were never taught to chat."""
-
-
-class HasLatents(Protocol):
-    """What may stand in a prompt already compressed."""
-
-    @property
-    def num_latents(self) -> int:
-        """How many slots it takes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +55,13 @@ class EncodedPrompt:
     rendered: str
     """The prompt after its chat template; contexts appear as empty spans."""
 
+    raw_prefix_length: int = 0
+    """Positions up to the end of the last text part that is marked as shared."""
+
     @property
     def prefix_length(self) -> int:
-        """Positions up to and with the last `<|memory_end|>`: what another question shares."""
-        return self.slots[-1][1] + 1 if self.slots else 0
+        """Positions up to the end of the last context: what another question shares."""
+        return max(self.slots[-1][1] + 1 if self.slots else 0, self.raw_prefix_length)
 
 
 class PromptEncoder:
@@ -111,14 +106,15 @@ class PromptEncoder:
         """Render messages with the decoder's chat template and encode the result.
 
         A message's content is a string, or a list of parts `{"type": "text", "text": …}` and
-        `{"type": "memory", "text": …}` or `{"type": "memory", "context": …}`. With `trusted`, tags
-        and control tokens inside strings are live: for template authors only. A decoder without a
-        chat template reads the contents line by line.
+        `{"type": "memory", "text": …}` or `{"type": "memory", "context": …}`. A text part with
+        `"shared": True` is a raw context, which other questions share. With `trusted`, tags and
+        control tokens inside strings are live: for template authors only. A decoder without a chat
+        template reads the contents line by line.
         """
-        guard, mark = _unused_characters(messages, 2)
+        guard, mark, cut = _unused_characters(messages, 3)
         inserts: list[Any] = []
         guarded = [
-            self._guarded_message(message, guard, mark, inserts, trusted)
+            self._guarded_message(message, guard, mark, cut, inserts, trusted)
             for message in _checked(messages)
         ]
         rendered = self.decoder_tokenizer.apply_chat_template(
@@ -127,15 +123,21 @@ class PromptEncoder:
             add_generation_prompt=add_generation_prompt,
             chat_template=getattr(self.decoder_tokenizer, "chat_template", None) or PLAIN_TEMPLATE,
         )
-        return self._encode(rendered, ratio, guard, mark, inserts)
+        return self._encode(rendered, ratio, guard, mark, cut, inserts)
 
     def encode_text(self, prompt: str, *, ratio: int | None = None) -> EncodedPrompt:
         """Encode a whole prompt as its template's author wrote it: tags and control tokens live."""
-        guard, mark = _unused_characters(prompt, 2)
-        return self._encode(prompt, ratio, guard, mark, [], is_whole_prompt=True)
+        guard, mark, cut = _unused_characters(prompt, 3)
+        return self._encode(prompt, ratio, guard, mark, cut, [], is_whole_prompt=True)
 
     def _guarded_message(
-        self, message: Message, guard: str, mark: str, inserts: list[Any], trusted: bool
+        self,
+        message: Message,
+        guard: str,
+        mark: str,
+        cut: str,
+        inserts: list[Any],
+        trusted: bool,
     ) -> dict[str, Any]:
         """Break control tokens in a message's strings, and set its memory parts aside."""
         if self._control_pattern.search(message["role"]):
@@ -145,17 +147,20 @@ class PromptEncoder:
         guarded = {}
         for name, value in message.items():
             if name == "content" and isinstance(value, Sequence) and not isinstance(value, str):
-                texts = [self._part(part, guard, mark, inserts, trusted) for part in value]
+                texts = [self._part(part, guard, mark, cut, inserts, trusted) for part in value]
                 guarded[name] = "".join(texts)
             else:
                 guarded[name] = value if trusted or name == "role" else self._guard(value, guard)
         return guarded
 
-    def _part(self, part: Any, guard: str, mark: str, inserts: list[Any], trusted: bool) -> str:
+    def _part(
+        self, part: Any, guard: str, mark: str, cut: str, inserts: list[Any], trusted: bool
+    ) -> str:
         """Return the text of one content part; a memory part becomes a span with a reference."""
         if isinstance(part, Mapping) and isinstance(text := part.get("text", ""), str):
             if part.get("type") == "text" and "text" in part:
-                return text if trusted else str(self._guard(text, guard))
+                said = text if trusted else str(self._guard(text, guard))
+                return said + cut if part.get("shared") else said
             if part.get("type") == "memory" and ("text" in part or "context" in part):
                 inserts.append(part.get("context", text))
                 return f"{MEMORY_START}{mark}{len(inserts) - 1}{mark}{MEMORY_END}"
@@ -180,12 +185,14 @@ class PromptEncoder:
         ratio: int | None,
         guard: str,
         mark: str,
+        cut: str,
         inserts: Sequence[Any],
         *,
         is_whole_prompt: bool = False,
     ) -> EncodedPrompt:
         """Cut the rendered prompt at control tokens and tokenise what lies between."""
         ids = self._leading_ids() if is_whole_prompt else []
+        raw_prefix = 0
         slots: list[tuple[int, int]] = []
         spans: list[Span] = []
         pieces = iter(self._control_pattern.split(rendered))
@@ -205,9 +212,21 @@ class PromptEncoder:
             elif piece in self._control:
                 ids.append(self._control[piece])
             elif piece:
-                ids += self.text_ids(piece.replace(guard, ""))
-        shown = re.sub(f"{mark}[0-9]+{mark}", "", rendered).replace(guard, "")
-        return EncodedPrompt(input_ids=ids, slots=slots, spans=spans, rendered=shown)
+                piece = piece.replace(guard, "")
+                if cut in piece:  # a token over the cut belongs to what follows
+                    stop = len(piece[: piece.rindex(cut)].replace(cut, ""))
+                    piece = piece.replace(cut, "")
+                    offsets = self._plain_decoder.encode(piece, add_special_tokens=False).offsets
+                    raw_prefix = len(ids) + bisect_right(offsets, stop, key=lambda span: span[1])
+                ids += self.text_ids(piece)
+        shown = re.sub(f"{mark}[0-9]+{mark}", "", rendered).replace(guard, "").replace(cut, "")
+        return EncodedPrompt(
+            input_ids=ids,
+            slots=slots,
+            spans=spans,
+            rendered=shown,
+            raw_prefix_length=raw_prefix,
+        )
 
     def _span(
         self, pieces: Any, ratio: int | None, guard: str, mark: str, inserts: Sequence[Any]

@@ -40,8 +40,8 @@ from octavo.cli.options import (
 from octavo.errors import InputError, PromptError
 
 if TYPE_CHECKING:
-    from octavo.answer import Completion
     from octavo.context import CompressedContext
+    from octavo.generate import Completion
     from octavo.model import Model
 
 

@@ -1,5 +1,5 @@
 """Where tokens are made. Every engine obeys the protocol in `base` and passes the same tests."""
 
-from octavo.engine.base import CHAT, Engine, Prompt, Sampling
+from octavo.engine.base import CHAT, Batch, Engine, Prompt, Sampling, TargetScores
 
-__all__ = ["CHAT", "Engine", "Prompt", "Sampling"]
+__all__ = ["CHAT", "Batch", "Engine", "Prompt", "Sampling", "TargetScores"]

@@ -24,10 +24,18 @@ class Sampling:
     """0 is off."""
     repetition_penalty: float = 1.0
     """Counts generated tokens only."""
-    seed: int | None = None
-    """Makes sampling repeatable; None draws a new one."""
+    seed: int | tuple[int, ...] | None = None
+    """Makes sampling repeatable: one for every row, or one a row. None draws new ones.
+
+    Each row draws by itself, so that it answers in a batch as it does alone."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the answer and are not part of it."""
+    logprobs: bool = False
+    """Whether a batch says how likely each token was (`Batch.logprobs`)."""
+
+    def seed_of(self, row: int) -> int | None:
+        """Return the seed of one row of a batch."""
+        return self.seed[row] if isinstance(self.seed, tuple) else self.seed
 
 
 CHAT = Sampling(max_new_tokens=512, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1)
@@ -42,11 +50,47 @@ class Prompt:
     latents: Tensor | None
     """`SD`, in the order of the slots."""
     prefix_length: int = 0
-    """Leading positions that later prompts may share: everything up to the last span's end."""
+    """Leading positions that later prompts may share: everything up to the last context's end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetScores:
+    """How a prompt's decoder takes a given continuation, token by token."""
+
+    logprobs: tuple[float, ...]
+    """Natural logarithm of each token's probability."""
+    is_greedy: tuple[bool, ...]
+    """Whether each token is the likeliest in its place."""
+
+
+class Batch(Protocol):
+    """Answers to several prompts, growing one token a row and step.
+
+    Iterating yields the next token of every row; None for rows that have ended or were dropped.
+    """
+
+    logprobs: list[float | None]
+    """Of the tokens yielded last, before temperature; None where no token is, or none was asked."""
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        """Return itself."""
+        ...
+
+    def __next__(self) -> list[int | None]:
+        """Take one step, until every row has ended."""
+        ...
+
+    def drop(self, row: int) -> None:
+        """End a row now: the steps to come neither compute it nor hold memory for it."""
+        ...
+
+    def close(self) -> None:
+        """End all rows and give back what they hold; prefixes may be kept. May be called twice."""
+        ...
 
 
 class Engine(Protocol):
-    """Encodes spans and continues prompts."""
+    """Encodes spans and continues prompts. Calls may come from any thread."""
 
     config: ModelConfig
     extension: Extension
@@ -62,6 +106,11 @@ class Engine(Protocol):
         """Identify the weights that make and read latents, whatever the precision."""
         ...
 
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes that kept prefixes hold."""
+        ...
+
     def encode(
         self,
         spans: Sequence[Sequence[int]],
@@ -71,8 +120,16 @@ class Engine(Protocol):
         """Return the `latents_KD` of each span of source token ids."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
-        """Yield the next token of every prompt, step by step; None for those that have ended."""
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
+        """Begin to answer prompts; the first step reads them. Rows answer as they would alone."""
+        ...
+
+    def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
+        """Return the likelihood of each token of `target` behind the prompt, read in one pass."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of kept prefixes: the next question pays for all it needs."""
         ...
 
     def close(self) -> None:

@@ -13,9 +13,42 @@ import torch
 from torch import Tensor
 
 from octavo.config import Extension, ModelConfig
-from octavo.engine.base import Prompt, Sampling
+from octavo.engine.base import Batch, Prompt, Sampling, TargetScores
+from octavo.errors import PromptError
 
 LATENT_WIDTH = 16
+
+
+class KnownBatch:
+    """A batch whose answers are known beforehand, one list of tokens a row."""
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        """Give the answers out token by token."""
+        self._answers = [list(answer) for answer in answers]
+        self._step = 0
+        self.logprobs: list[float | None] = [None] * len(answers)
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> list[int | None]:
+        """Give out the next token of every row that has one."""
+        step = self._step
+        self._step += 1
+        tokens = [answer[step] if step < len(answer) else None for answer in self._answers]
+        if all(token is None for token in tokens):
+            raise StopIteration
+        self.logprobs = [None if token is None else 0.0 for token in tokens]
+        return tokens
+
+    def drop(self, row: int) -> None:
+        """End a row."""
+        self._answers[row] = []
+
+    def close(self) -> None:
+        """End all rows."""
+        self._answers = [[] for _ in self._answers]
 
 
 class FakeEngine:
@@ -58,24 +91,47 @@ class FakeEngine:
                 on_tokens(len(span))
         return latents
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
-        """Yield words of each prompt, eight to fifteen of them."""
-        answers = [self._answer(prompt, sampling) for prompt in prompts]
-        for step in range(max(map(len, answers), default=0)):
-            yield [answer[step] if step < len(answer) else None for answer in answers]
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
+        """Answer with words of each prompt, eight to fifteen of them."""
+        answers = [
+            self._answer(prompt, sampling, sampling.seed_of(row))
+            for row, prompt in enumerate(prompts)
+        ]
+        return KnownBatch(answers)
 
-    def _answer(self, prompt: Prompt, sampling: Sampling) -> list[int]:
+    def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
+        """Find tokens likely that stand in the prompt, and the first of them likeliest."""
+        if not target:
+            raise PromptError("the target is empty; give it at least one token")
+        words = self._words(prompt)
+        return TargetScores(
+            logprobs=tuple(-1.0 if token in words else -9.0 for token in target),
+            is_greedy=tuple(token == words[0] for token in target),
+        )
+
+    @property
+    def kept_bytes(self) -> int:
+        """Nothing is kept."""
+        return 0
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _words(self, prompt: Prompt) -> list[int]:
+        return [i for i in prompt.input_ids if i not in self._control_ids] or [0]
+
+    def _answer(self, prompt: Prompt, sampling: Sampling, own_seed: int | None) -> list[int]:
         state = repr(list(prompt.input_ids)).encode()
         if prompt.latents is not None:
             rounded = (prompt.latents.float() * 1000).round().to(torch.int64)
             state += repr(rounded.tolist()).encode()
         seed = int.from_bytes(hashlib.sha256(state).digest()[:8], "big")
         if sampling.temperature > 0:
-            seed = hash((seed, sampling.seed if sampling.seed is not None else random.random()))
+            seed = hash((seed, own_seed if own_seed is not None else random.random()))
         rng = random.Random(seed)
-        words = [i for i in prompt.input_ids if i not in self._control_ids] or [0]
+        words = self._words(prompt)
         length = min(sampling.max_new_tokens, rng.randint(8, 15))
         return [rng.choice(words) for _ in range(length)]
-
-    def close(self) -> None:
-        """Do nothing."""

@@ -116,34 +116,26 @@ def _answer(model: Model, prompt: Prompt, parts: Parts) -> Reading:
         max_new_tokens=parts.item.max_new_tokens, stop_ids=tuple(model.engine.stop_ids)
     )
     answer = Answer(model, parts)
-    steps = model.engine.generate([prompt], sampling)
+    batch = model.engine.start([prompt], sampling)
     try:
-        for tokens in steps:
+        for tokens in batch:
             answer.push(tokens[0])
             if answer.is_finished:
                 break
         reading = answer.reading(len(prompt.input_ids))
     finally:
-        close = getattr(steps, "close", None)
-        if close is not None:
-            close()  # gives the prefix back, whose bytes are then counted
-    return replace(reading, cache_bytes=getattr(model.engine, "kept_bytes", None))
+        batch.close()  # gives the prefix back, whose bytes are then counted
+    return replace(reading, cache_bytes=model.engine.kept_bytes)
 
 
 def _likelihood(model: Model, prompt: Prompt, target: Sequence[int]) -> Reply:
     """Return loss and greedy hit of every target token, the decoder reading all at once."""
     if not target:
         raise EvaluationError("an item's target is empty; give it at least one token")
-    lclm = model.lclm
-    device = next(lclm.parameters()).device
-    ids_1T = torch.tensor([[*prompt.input_ids, *target]], device=device)
-    latents = None if prompt.latents is None else prompt.latents.to(device)
-    with torch.inference_mode():
-        output = lclm.decoder(
-            inputs_embeds=lclm.embed(ids_1T, latents), logits_to_keep=len(target) + 1
-        )
-        logits_PV = output.logits[0, :-1].float()
-    return reply_to_target(logits_PV, target)
+    scores = model.engine.score(prompt, target)
+    return Reply(
+        token_nats=tuple(-logprob for logprob in scores.logprobs), token_hits=scores.is_greedy
+    )
 
 
 def reply_to_target(logits_PV: torch.Tensor, target: Sequence[int]) -> Reply:

@@ -162,7 +162,7 @@ def _run(
     method = work.method
     weights = _weights(model)
     device = "cpu" if weights is None else weights.device
-    model.engine.close()  # no prefix of an earlier context: a first question pays for all it needs
+    model.engine.forget()  # no prefix of an earlier context: a first question pays for all it needs
     held: Held | None = None
     for item, stranger in work.items:
         if item.id not in todo:

@@ -4,7 +4,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationMixin
+from transformers import DynamicCache, GenerationMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from octavo.errors import ConfigError
 
 KEYWORD = (
     "cache"
@@ -23,3 +26,32 @@ def find_cache(arguments: Mapping[str, Any]) -> Any:
     """Return the KV cache among keyword arguments, under either name; None if there is none."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
+
+
+def output_cache(output: Any) -> tuple[str, Any]:
+    """Return the KV cache or recurrent state of a decoder's output, and what it is called."""
+    for name in (KEYWORD, "cache", "past_key_values", "cache_params", "state"):
+        if (cache := output.get(name)) is not None:
+            return name, cache
+    raise ConfigError(
+        f"{type(output).__name__} holds no cache, so this decoder cannot continue a prompt"
+    )
+
+
+def has_plain_cache(decoder: Any) -> bool:
+    """Return whether every layer of a decoder keeps keys and values, and nothing else.
+
+    Such a cache can be cut back and laid beside others. Recurrent layers keep a state instead,
+    which has no positions: transformers calls those models stateful, or gives their layers other
+    types.
+    """
+    if getattr(decoder, "_is_stateful", False):
+        return False
+    config = decoder.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not set(kinds or ()) <= {"full_attention", "sliding_attention", "chunked_attention"}:
+        return False
+    return all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+        for layer in DynamicCache(config=decoder.config).layers
+    )

@@ -1,0 +1,365 @@
+"""From questions about contexts to answers: prompts are made, latents gathered, tokens read.
+
+questions, contexts  --turns-->  messages  --encode-->  prompts  --gather-->  latents in slots
+prompts  --engine-->  tokens  --text-->  answers with their accounts
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypedDict
+
+import torch
+
+from octavo.config import resolve_ratio
+from octavo.context import CompressedContext
+from octavo.engine.base import Engine, Prompt, Sampling
+from octavo.errors import ConfigError, ContextError, PromptError, PromptTooLongError
+from octavo.prompt import EncodedPrompt, Message, PromptEncoder
+from octavo.text import TextStream
+
+Compress = Callable[[str], CompressedContext]
+"""Turns a text into a context at the ratio that was asked for."""
+
+ContextLike = CompressedContext | str | Sequence[CompressedContext | str] | None
+DEFAULT_NEW_TOKENS = 256
+CHARACTERS_A_TOKEN = 16
+"""Far above any tokenizer's average on text."""
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `Model.generate` and `Model.stream`."""
+
+    messages: Sequence[Message] | None
+    """A conversation to continue; contents may hold memory parts (`prompt.py`)."""
+    raw: bool
+    """Put the uncompressed text in the prompt instead of latents: the baseline."""
+    ratio: int | None
+    """For contexts given as text; by default the model's own."""
+    max_new_tokens: int | None
+    """Default: 256, or what room there is."""
+    temperature: float
+    """0, the default, takes the most likely token."""
+    seed: int | None
+    """Makes sampling repeatable."""
+    stop: str | Sequence[str] | None
+    """Strings that end the answer and are left out of it."""
+    sampling: Sampling | None
+    """All sampling settings at once, in place of the four above."""
+    trusted: bool
+    """Tags and control tokens in message texts are live: for template authors only."""
+    on_tokens: Callable[[int, int], None] | None
+    """Called as `on_tokens(done, total)` while a context given as text is compressed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What was read and written, counted exactly."""
+
+    source_tokens: int
+    """Source tokens behind the latents of the prompt."""
+    latents: int
+    ratio: int | None
+    """Source tokens per latent; None for a prompt without latents."""
+    prompt_tokens: int
+    """Positions the decoder read: text tokens, tags and latents."""
+    completion_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Wall-clock seconds."""
+
+    compress_seconds: float
+    """Spent compressing contexts that were given as text; 0 when none was."""
+    ttft_seconds: float
+    """From the call to the first token, compression included."""
+    total_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """An answer with its account."""
+
+    text: str
+    usage: Usage
+    timings: Timings
+    finish_reason: Literal["stop", "length"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Stream(Iterator[str]):
+    """The pieces of an answer as they are made; `completion` is there once it is exhausted."""
+
+    def __init__(self, pieces: Iterator[str | Completion]) -> None:
+        """Wrap a generator whose last item is the completion."""
+        self._pieces = pieces
+        self.completion: Completion | None = None
+
+    def __next__(self) -> str:
+        """Return the next piece of text."""
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                return piece
+            self.completion = piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop early and let go of the engine."""
+        self._pieces.close()  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One prompt in both its forms, ready for an engine."""
+
+    encoded: EncodedPrompt
+    prompt: Prompt
+
+
+def turns_of(
+    question: str | None,
+    contexts: Sequence[CompressedContext | str],
+    messages: Sequence[Message] | None,
+    *,
+    raw: bool,
+) -> list[dict[str, Any]]:
+    """Return the conversation with the contexts in its first user turn, before what is said there.
+
+    They come first so that questions about the same contexts share a prefix.
+    """
+    turns: list[dict[str, Any]] = [dict(message) for message in messages or ()]
+    if question is not None:
+        turns.append({"role": "user", "content": question})
+    if not turns:
+        raise PromptError("nothing was asked; give a question or messages")
+    if raw:
+        turns = [_without_memory(turn) for turn in turns]
+    if contexts:
+        first = next((turn for turn in turns if turn.get("role") == "user"), None)
+        if first is None:
+            raise PromptError("messages hold no user turn for the context to stand in; add one")
+        said = first.get("content") or ""
+        said = [{"type": "text", "text": said}] if isinstance(said, str) else list(said)
+        shown: list[dict[str, Any]] = []
+        for context in contexts:
+            if raw:
+                shown.append({"type": "text", "text": text_of(context), "shared": True})
+                shown.append({"type": "text", "text": "\n\n"})
+            else:
+                shown.append({"type": "memory", "context": context})
+        if not raw:
+            shown.append({"type": "text", "text": "\n\n"})
+        first["content"] = [*shown, *said]
+    return turns
+
+
+def compress_memory(turns: Sequence[Mapping[str, Any]], compress: Compress) -> list[dict[str, Any]]:
+    """Return turns whose memory parts all hold contexts: texts among them are compressed."""
+    done = []
+    for turn in turns:
+        content = turn.get("content")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            parts = [dict(p) if isinstance(p, Mapping) else p for p in content]
+            for part in parts:
+                if isinstance(part, dict) and part.get("type") == "memory":
+                    given = part.get("context", part.get("text"))
+                    if isinstance(given, str):
+                        part.pop("text", None)
+                        part["context"] = compress(given)
+            turn = {**turn, "content": parts}
+        done.append(dict(turn))
+    return done
+
+
+def gather(engine: Engine, encoded: Sequence[EncodedPrompt], ratio: int) -> list[Question]:
+    """Give every span of every prompt its latents.
+
+    Spans that are still source tokens, out of a trusted prompt's own tags, are encoded at once.
+    """
+    waiting = [span.source_ids for one in encoded for span in one.spans if span.context is None]
+    fresh = iter(engine.encode(waiting, ratio) if waiting else ())
+    found = []
+    for one in encoded:
+        latents = [s.context.latents if s.context is not None else next(fresh) for s in one.spans]
+        prompt = Prompt(
+            input_ids=one.input_ids,
+            latents=torch.cat(latents) if latents else None,
+            prefix_length=one.prefix_length,
+        )
+        found.append(Question(encoded=one, prompt=prompt))
+    return found
+
+
+class Answers:
+    """The answers to a batch of questions, growing step by step."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: PromptEncoder,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        *,
+        stop: str | Sequence[str] | None = None,
+        ratio: int | None = None,
+        started: float | None = None,
+        compress_seconds: float = 0.0,
+    ) -> None:
+        """Begin. `started` and `compress_seconds` say what was spent before."""
+        self._started = time.perf_counter() if started is None else started
+        self._compress_seconds = compress_seconds
+        self._questions, self._sampling, self._ratio = questions, sampling, ratio
+        self._batch = engine.start([one.prompt for one in questions], sampling)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        self._texts = [TextStream(prompts.decoder_tokenizer, stops) for _ in questions]
+        self._first_token: float | None = None
+        self._finished = self._started
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """Yield the new text of every row, step by step."""
+        for tokens in self._batch:
+            if self._first_token is None:
+                self._first_token = time.perf_counter()
+            pieces = []
+            for row, (text, token) in enumerate(zip(self._texts, tokens, strict=True)):
+                pieces.append(text.finish() if token is None else text.push(token))
+                if token is not None and text.is_finished:  # a stop string: no step more for it
+                    self._batch.drop(row)
+            yield pieces
+            if all(text.is_finished for text in self._texts):
+                break
+        yield [text.finish() for text in self._texts]
+        self._finished = time.perf_counter()
+
+    def close(self) -> None:
+        """Let the engine have back what it lent."""
+        self._batch.close()
+
+    def completions(self) -> list[Completion]:
+        """Return the answers with their accounts."""
+        first = self._first_token or self._finished
+        timings = Timings(
+            compress_seconds=self._compress_seconds,
+            ttft_seconds=first - self._started,
+            total_seconds=self._finished - self._started,
+        )
+        completions = []
+        for question, text in zip(self._questions, self._texts, strict=True):
+            is_cut = text.num_tokens >= self._sampling.max_new_tokens and not text.was_stopped
+            completions.append(
+                Completion(
+                    text=text.text,
+                    usage=_usage(question.encoded, text.num_tokens, self._ratio),
+                    timings=timings,
+                    finish_reason="length" if is_cut else "stop",
+                )
+            )
+        return completions
+
+
+def check_sampling(
+    engine: Engine,
+    encoded: Sequence[EncodedPrompt],
+    sampling: Sampling | None,
+    max_new_tokens: int | None,
+    **settings: Any,
+) -> Sampling:
+    """Fill in defaults, and refuse what cannot be: wrong values, too long an answer."""
+    longest = max(len(one.input_ids) for one in encoded)
+    room = engine.max_positions - longest
+    if sampling is None:
+        wanted = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+        sampling = Sampling(max_new_tokens=wanted, **settings)
+        if max_new_tokens is None and room > 0:
+            sampling = replace(sampling, max_new_tokens=min(wanted, room))
+    if sampling.max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {sampling.max_new_tokens}, expected at least 1")
+    if not 0.0 <= sampling.temperature < float("inf"):
+        raise ConfigError(f"temperature is {sampling.temperature}, expected 0 or more")
+    if isinstance(sampling.seed, tuple) and len(sampling.seed) != len(encoded):
+        raise ConfigError(
+            f"{len(sampling.seed)} seeds were given for {len(encoded)} questions; give one for "
+            "each, or one for all"
+        )
+    if sampling.max_new_tokens > room:
+        raise PromptTooLongError(
+            f"the prompt takes {longest:,} positions and the answer up to "
+            f"{sampling.max_new_tokens:,}, but {engine.name} has {engine.max_positions:,}; "
+            "shorten the text, compress at a higher ratio, or ask for fewer new tokens"
+        )
+    return replace(sampling, stop_ids=sampling.stop_ids or engine.stop_ids)
+
+
+def list_contexts(context: ContextLike) -> list[CompressedContext | str]:
+    """Return contexts as a list, whichever way they were given."""
+    if context is None:
+        return []
+    if isinstance(context, CompressedContext | str):
+        return [context]
+    for one in context:
+        if not isinstance(one, CompressedContext | str):
+            raise ContextError(
+                f"a context is {type(one).__name__}, expected str or CompressedContext"
+            )
+    return list(context)
+
+
+def text_of(context: CompressedContext | str) -> str:
+    """Return a context's text."""
+    if isinstance(context, str):
+        return context
+    if context.text is None:
+        raise ContextError(
+            "raw=True needs the text, which this context did not keep; pass the text"
+        )
+    return context.text
+
+
+def check_raw_length(engine: Engine, prompts: PromptEncoder, text: str) -> None:
+    """Refuse a raw text that is hopelessly long, before all of it is tokenised."""
+    limit = engine.max_positions
+    head = text[: CHARACTERS_A_TOKEN * limit]
+    if len(head) < len(text) and len(prompts.text_ids(head)) > limit:
+        raise PromptTooLongError(
+            f"the raw text has more than {limit:,} tokens, which is all the positions that "
+            f"{engine.name} has; shorten the text, or compress it"
+        )
+
+
+def served_ratio(engine: Engine, ratio: int | None) -> int:
+    """Return the ratio asked for, or the model's own; raises `RatioError` for one not served."""
+    return resolve_ratio(engine.config, engine.extension, ratio)
+
+
+def _usage(encoded: EncodedPrompt, num_new: int, ratio: int | None) -> Usage:
+    contexts = [span.context for span in encoded.spans]
+    tokens = sum(
+        span.context.source_tokens if span.context is not None else len(span.source_ids)
+        for span in encoded.spans
+    )
+    ratios = {context.ratio if context is not None else ratio for context in contexts}
+    return Usage(
+        source_tokens=tokens,
+        latents=sum(span.num_latents for span in encoded.spans),
+        ratio=None if not encoded.spans else ratios.pop() if len(ratios) == 1 else ratio,
+        prompt_tokens=len(encoded.input_ids),
+        completion_tokens=num_new,
+    )
+
+
+def _without_memory(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn memory parts into text parts, for the uncompressed baseline."""
+    content = turn.get("content")
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return dict(turn)
+    parts = []
+    for part in content:
+        if isinstance(part, Mapping) and part.get("type") == "memory":
+            text = text_of(part["context"]) if "context" in part else part.get("text", "")
+            part = {"type": "text", "text": text, "shared": True}
+        parts.append(part)
+    return {**turn, "content": parts}
