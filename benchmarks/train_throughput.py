@@ -9,7 +9,7 @@ MFU is useful FLOPs per second over the device's peak. Useful FLOPs of a step, p
 
     weights     2 per parameter and token forward, 2 for the activations' gradient, 2 for the
                 weights'; encoder: source tokens; adapter: latents; decoder: positions; output
-                layer: scored positions (octavo.train.flops.Work)
+                layer: scored positions (octavo.costs.Work)
     attention   3 * 2 * n^2 * heads * head_dim * layers for each causal sequence of n tokens, an
                 example in the decoder or a window in the encoder: half of all pairs, scores and
                 values, forward once and backward twice
@@ -40,12 +40,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 import octavo
 from octavo.config import ModelConfig
+from octavo.costs import Work, peak_tflops
+from octavo.data.examples import Example
+from octavo.data.rows import Row
 from octavo.nn import LCLM, LCLMConfig
 from octavo.train import parallel
 from octavo.train.batch import Batch, collate
-from octavo.train.examples import Example
-from octavo.train.flops import Work, peak_tflops
-from octavo.train.rows import Row
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {

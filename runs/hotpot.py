@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from octavo.dataset import read_dataset
 from octavo.files import write_text
+from octavo.records import read_dataset
 
 TITLE = "Wikipedia Title: "
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from octavo.checkpoint import read, write
+from octavo.weights.layout import read, write
 
 
 def main(export: Path, asset: Path) -> None:

@@ -167,7 +167,7 @@ def greedy(model: octavo.Model, case: dict[str, Any], count: int) -> list[int]:
         latents=torch.cat(latents) if latents else None,
         prefix_length=prompt.prefix_length,
     )
-    steps = model.engine.generate([ready], Sampling(max_new_tokens=count))
+    steps = model.engine.start([ready], Sampling(max_new_tokens=count))
     return [tokens[0] for tokens in steps if tokens[0] is not None]
 
 

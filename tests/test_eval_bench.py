@@ -12,22 +12,22 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from typer.testing import CliRunner
 
 import octavo
-from octavo.cli.bench import bench
 from octavo.cli.inputs import Misuse
 from octavo.config import RatioError
-from octavo.errors import EvaluationError, MissingExtraError
-from octavo.evals.bench import Settings, measure, run
-from octavo.evals.bench.floor import Floor, Peaks, find_peaks
-from octavo.evals.bench.measure import Kept, Reader, read_compressed, read_raw
-from octavo.evals.bench.rows import Rows
-from octavo.evals.bench.run import Cell, cells_of, is_out_of_memory, key_of
-from octavo.evals.bench.shapes import LOWER_RIGHT, SHAPES, build, find_shape
-from octavo.evals.bench.summary import Spread, break_even, speedups, summarise
-from octavo.evals.memory import Peak
+from octavo.costs import Floor, Peaks, find_peaks
+from octavo.errors import ConfigError, EvaluationError, MissingExtraError
 from octavo.files import WriteError
+from octavo.machine import Peak
+from octavo_evals.bench import Settings, measure, run
+from octavo_evals.bench.measure import Kept, Reader, read_compressed, read_raw
+from octavo_evals.bench.rows import Rows
+from octavo_evals.bench.run import Cell, cells_of, is_out_of_memory, key_of
+from octavo_evals.bench.shapes import LOWER_RIGHT, SHAPES, build, find_shape
+from octavo_evals.bench.summary import Spread, break_even, speedups, summarise
+from octavo_evals.cli.bench import bench
 
-run_module = sys.modules["octavo.evals.bench.run"]
-measure_module = sys.modules["octavo.evals.bench.measure"]
+run_module = sys.modules["octavo_evals.bench.run"]
+measure_module = sys.modules["octavo_evals.bench.measure"]
 FAST = Settings(
     shapes=("tiny",), lengths=(96, 160), ratios=(4, 16), repeats=2, questions=2,
     question_tokens=5, new_tokens=3, chunk=64, device="cpu", dtype="float32",
@@ -352,7 +352,7 @@ def test_shapes_that_cannot_be_measured_are_refused_with_a_reason() -> None:
     assert isinstance(refusal.value.__cause__, RatioError)
     with pytest.raises(EvaluationError, match="attention 'magic'"):
         run(fast(attention="magic"))
-    with pytest.raises(EvaluationError, match="device 'cupboard'"):
+    with pytest.raises(ConfigError, match="device 'cupboard'"):
         run(fast(device="cupboard"))
 
 

@@ -14,13 +14,13 @@ import torch
 
 import octavo
 from octavo.errors import EvaluationError
-from octavo.evals import kvpress
-from octavo.evals.kvpress import Press
-from octavo.evals.methods import make_method
-from octavo.evals.parts import Parts, cut
-from octavo.evals.reading import Reading, Unserved
-from octavo.evals.task import DataFiles, Item
 from octavo.nn.cache import find_cache
+from octavo_evals.harness import kvpress
+from octavo_evals.harness.kvpress import Press
+from octavo_evals.methods import make_method
+from octavo_evals.parts import Parts, cut
+from octavo_evals.reading import Reading, Unserved
+from octavo_evals.task import DataFiles, Item
 
 ROOT = Path(__file__).parents[1]
 STORY = "The mill stood by the river and the miller had three sons. " * 6

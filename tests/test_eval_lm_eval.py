@@ -23,12 +23,12 @@ import octavo
 from octavo.config import MEMORY_END, MEMORY_START
 from octavo.engine.base import Batch, Prompt, Sampling
 from octavo.errors import EvaluationError, MissingExtraError, PromptTooLongError
-from octavo.evals import lm_eval as adapter
-from octavo.evals.flat import split
-from octavo.evals.methods import make_method
-from octavo.evals.parts import cut
-from octavo.evals.task import DataFiles, Item
 from octavo.prompt import PromptEncoder
+from octavo_evals.harness import lm_eval as adapter
+from octavo_evals.harness.flat import split
+from octavo_evals.methods import make_method
+from octavo_evals.parts import cut
+from octavo_evals.task import DataFiles, Item
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic numbers for calm-otter is: 4830571."
@@ -592,7 +592,7 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from octavo.evals.lm_eval import register
+from octavo_evals.harness.lm_eval import register
 folder, text = sys.argv[1:]
 chat = "<|im_start|>user\\nWho?<|im_end|>\\n<|im_start|>assistant\\n"
 asked = {
@@ -668,7 +668,7 @@ def test_the_real_harness_runs_a_generator_and_a_tagged_task(
     task.write_text(CHOICES.format(data=data), encoding="utf-8")
     done = subprocess.run(
         [
-            sys.executable, "-m", "octavo.evals.lm_eval", "run", "--model", "octavo",
+            sys.executable, "-m", "octavo_evals.harness.lm_eval", "run", "--model", "octavo",
             "--model_args", f"pretrained={CHECKPOINT},ratio=4", "--limit", "1",
             "--tasks", "niah_single_1,crates", "--include_path", str(tmp_path / "tasks"),
             "--metadata", '{"max_seq_lengths": [1024]}', "--gen_kwargs", "max_gen_toks=4",

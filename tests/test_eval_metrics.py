@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from octavo.errors import MissingExtraError
-from octavo.evals import metrics
+from octavo_evals import metrics
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from ruler_solvers import solve
 from test_eval_ruler import hotpot_records, squad_articles
 
 import octavo
-from octavo.evals.methods import choose
-from octavo.evals.run import evaluate
-from octavo.evals.task import DataFiles, find_tasks
+from octavo_evals.methods import choose
+from octavo_evals.run import evaluate
+from octavo_evals.task import DataFiles, find_tasks
 
 LENGTH, LIMIT = 1024, 2
 

@@ -16,21 +16,21 @@ import typer
 from report_rows import RULER, many, row, save
 from typer.testing import CliRunner
 
-from octavo.cli.report import report as report_verb
 from octavo.errors import EvaluationError, MissingExtraError
-from octavo.evals.report import write
-from octavo.evals.report.canvas import WIDTH, new_figure
-from octavo.evals.report.costs import break_even
-from octavo.evals.report.marks import Name, place_names
-from octavo.evals.report.read import read
-from octavo.evals.report.statistics import (
+from octavo_evals.cli.report import report as report_verb
+from octavo_evals.report import write
+from octavo_evals.report.canvas import WIDTH, new_figure
+from octavo_evals.report.costs import break_even
+from octavo_evals.report.marks import Name, place_names
+from octavo_evals.report.read import read
+from octavo_evals.report.statistics import (
     Estimate,
     mean_interval,
     paired_difference,
     retention,
     spread,
 )
-from octavo.evals.report.summary import Summary, summarise
+from octavo_evals.report.summary import Summary, summarise
 
 Strata = Sequence[Sequence[float]]
 
@@ -473,7 +473,7 @@ def test_the_tables_say_what_the_rows_say(report: Path) -> None:
 def test_the_same_rows_give_the_same_bytes(
     report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.evals.report.draw", lambda *_: [])  # pictures take seconds
+    monkeypatch.setattr("octavo_evals.report.draw", lambda *_: [])  # pictures take seconds
     write([report.parent / "smol-run"], tmp_path / "again")
     again = (tmp_path / "again" / "tables.json").read_bytes()
     assert again == (report / "tables.json").read_bytes()
@@ -548,7 +548,7 @@ def test_names_cover_neither_marks_nor_one_another() -> None:
 
 def test_the_papers_numbers_add_up() -> None:
     """The mean over tasks of Tables 7 to 9 is Table 6, but for what the paper itself rounded."""
-    from octavo.evals.report import PAPER
+    from octavo_evals.report import PAPER
 
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     for length, by_label in paper["ruler"].items():

@@ -12,10 +12,11 @@ import pytest
 from ruler_solvers import solve
 
 import octavo
+import octavo_evals
 from octavo.errors import EvaluationError, InputError, MissingExtraError
-from octavo.evals.task import TASKS, DataFiles, Item, Reply, Request, find_tasks
-from octavo.evals.tasks import ruler, ruler_needles, ruler_variables
-from octavo.evals.tasks.ruler_needles import Essays, nearness, shipped_essays
+from octavo_evals.task import TASKS, DataFiles, Item, Reply, Request, find_tasks
+from octavo_evals.tasks import ruler, ruler_needles, ruler_variables
+from octavo_evals.tasks.ruler_needles import Essays, nearness, shipped_essays
 
 NAMES = [name for name in TASKS if name.startswith("ruler/")]
 NEEDLES = [name for name in NAMES if "niah" in name]
@@ -435,7 +436,7 @@ def test_essays_without_text_are_refused(text: str, match: str, tmp_path: Path) 
 
 
 def test_the_shipped_essays_are_clean_prose_and_small() -> None:
-    folder = Path(octavo.__file__).parent / "assets" / "haystack"
+    folder = Path(octavo_evals.__file__).parent / "assets" / "haystack"
     text = (folder / "essays.txt").read_text(encoding="utf-8")
     assert len(text.encode()) <= 700_000
     assert len(shipped_essays().words) > 100_000
@@ -519,7 +520,7 @@ def test_cwe_repeats_words_as_the_length_has_it_and_shows_a_worked_example(
 def test_cwe_makes_pairs_of_words_when_there_are_too_few(
     monkeypatch: pytest.MonkeyPatch, data: DataFiles
 ) -> None:
-    from octavo.evals.tasks import ruler_words
+    from octavo_evals.tasks import ruler_words
 
     few = (tuple("abcdefgh"), tuple("ijklmnopqr"), tuple("stuvwxyz"))
     monkeypatch.setattr(ruler_words, "word_lists", lambda: few)

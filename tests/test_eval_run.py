@@ -16,12 +16,12 @@ from engines import deaf, oracle
 
 import octavo
 from octavo.errors import EvaluationError, MissingExtraError, RatioError
-from octavo.evals import task as tasks_module
-from octavo.evals.methods import choose
-from octavo.evals.parts import cut
-from octavo.evals.rows import Key, Rows
-from octavo.evals.run import evaluate
-from octavo.evals.task import DataFiles, Item, Metrics, Reply, Request, find_tasks
+from octavo_evals import task as tasks_module
+from octavo_evals.methods import choose
+from octavo_evals.parts import cut
+from octavo_evals.rows import Key, Rows
+from octavo_evals.run import evaluate
+from octavo_evals.task import DataFiles, Item, Metrics, Reply, Request, find_tasks
 
 COLOURS = ("red", "green", "blue", "grey", "white")
 
@@ -421,7 +421,7 @@ def test_a_row_is_written_once_whoever_writes_it(tmp_path: Path) -> None:
 _WRITER = """
 import sys, time
 from pathlib import Path
-from octavo.evals.rows import Key, Rows
+from octavo_evals.rows import Key, Rows
 
 rows = Rows(Path(sys.argv[1]), {"seed": 1})
 print("ready", flush=True)

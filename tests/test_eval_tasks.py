@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import EvaluationError
-from octavo.evals.task import DataFiles, Item, Reply, Request, find_tasks
+from octavo_evals.task import DataFiles, Item, Reply, Request, find_tasks
 
 
 def count_words(text: str) -> int:

@@ -12,13 +12,13 @@ from reference import scored_losses
 from transformers import AutoModel, AutoModelForCausalLM
 
 from octavo.config import ModelConfig
+from octavo.data.examples import Example
+from octavo.data.rows import Row
 from octavo.errors import ConfigError
 from octavo.nn import LCLM, LCLMConfig
 from octavo.nn import score as scoring
 from octavo.nn.score import Scores
-from octavo.train.batch import Batch, collate
-from octavo.train.examples import Example
-from octavo.train.rows import Row
+from octavo.train.batch import MicroBatch, collate
 
 WINDOW = 16
 
@@ -70,7 +70,7 @@ def rows(lclm: LCLM) -> list[Row]:
     ]
 
 
-def batch_of(lclm: LCLM, packed: list[Row], row_tokens: int = 64) -> Batch:
+def batch_of(lclm: LCLM, packed: list[Row], row_tokens: int = 64) -> MicroBatch:
     return collate(packed, row_tokens=row_tokens, slot_id=lclm.memory_token_id)
 
 
@@ -319,7 +319,7 @@ def test_lora_over_a_frozen_base_scores_packed_rows(is_autocast: bool) -> None:
 
 def add_lora(made: LCLM, rank: int) -> None:
     """Put factors on both halves, as a run does."""
-    from octavo.assembly import add_lora
+    from octavo.weights.assembly import add_lora
 
     add_lora(made, rank, 2 * rank, encoder="an-encoder", decoder="a-decoder")
 

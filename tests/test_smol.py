@@ -7,7 +7,7 @@ import torch
 from conftest import TEXT
 
 import octavo
-from octavo.checkpoint import ASSETS
+from octavo.weights.layout import ASSETS
 
 CHAPTER = Path(__file__).parents[1] / "examples" / "king-solomons-mines-14.txt"
 

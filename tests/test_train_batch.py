@@ -2,10 +2,10 @@
 
 import pytest
 
+from octavo.data.examples import IGNORED, Example
+from octavo.data.rows import Row
 from octavo.errors import TrainingError
 from octavo.train.batch import collate, lay_out
-from octavo.train.examples import IGNORED, Example
-from octavo.train.rows import Row
 
 START, END, SLOT = 900, 901, 902
 

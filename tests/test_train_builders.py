@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from conftest import CHECKPOINT, TEXT
 
-from octavo.checkpoint import read_tokenizers
 from octavo.config import Extension, ModelConfig
+from octavo.data.builders import BUILDERS, check_kinds
+from octavo.data.builders.chat import regions
+from octavo.data.builders.interleaved import plan
+from octavo.data.builders.text import insert, log_uniform, stretch
+from octavo.data.builders.words import ADJECTIVES, NOUNS, different, keys, value
+from octavo.data.documents import CONTINUAL, Document
+from octavo.data.examples import Example, ExampleMaker
+from octavo.data.sources import Library
 from octavo.errors import TrainingError
 from octavo.prompt import PLAIN_TEMPLATE, EncodedPrompt, PromptEncoder
-from octavo.train.builders import BUILDERS, check_kinds
-from octavo.train.builders.chat import regions
-from octavo.train.builders.interleaved import plan
-from octavo.train.builders.text import insert, log_uniform, stretch
-from octavo.train.builders.words import ADJECTIVES, NOUNS, different, keys, value
-from octavo.train.config import KINDS, MixtureSection
-from octavo.train.examples import Example, ExampleMaker
-from octavo.train.records import CONTINUAL, Document
-from octavo.train.sources import Library
+from octavo.recipe import KINDS, MixtureSection
+from octavo.weights.layout import read_tokenizers
 
 MIXTURE = MixtureSection(
     weights=dict.fromkeys(KINDS, 1.0),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from training import assert_same_run, recipe, write_recipe
 
-from octavo.train.prepare import open_prompts, prepare
-from octavo.train.rows import Rows
+from octavo.data.prepare import open_prompts, prepare
+from octavo.data.rows import Rows
 from octavo.train.stages import train
 
 pytestmark = pytest.mark.slow

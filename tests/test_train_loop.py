@@ -21,14 +21,14 @@ from training import (
     weights_of,
 )
 
-from octavo.checkpoint import read
+from octavo.data.rows import Row
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
-from octavo.train.config import StageSection
+from octavo.recipe import StageSection
 from octavo.train.groups import group_of, set_trainable
 from octavo.train.loop import RowOrder, Stage, learning_rate
-from octavo.train.rows import Row
 from octavo.train.stages import train
+from octavo.weights.layout import read
 
 ALL = {"adapter": 0.1, "encoder": 0.1, "decoder": 0.1}
 

@@ -10,9 +10,9 @@ from conftest import CHECKPOINT
 from reference import scored_losses
 
 import octavo
+from octavo.data.examples import Example
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
-from octavo.train.examples import Example
 from octavo.train.measure import Baselines, View, measure, shuffled
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from octavo.data import packing
+from octavo.data.examples import Example
+from octavo.data.packing import pack
+from octavo.data.rows import Row
 from octavo.errors import TrainingError
-from octavo.train import packing
-from octavo.train.examples import Example
-from octavo.train.packing import pack
-from octavo.train.rows import Row
 
 START, SLOT, END = 1, 2, 3
 RATIOS = {2: 1.0, 4: 2.0, 16: 1.0}

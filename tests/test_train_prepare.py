@@ -10,17 +10,17 @@ import pytest
 from conftest import CHECKPOINT, TEXT
 from transformers import AutoTokenizer
 
-from octavo.assembly import load_tokenizers
 from octavo.config import ModelConfig
+from octavo.data import packing
+from octavo.data.packing import ShardMaker
+from octavo.data.prepare import check_manifest, open_prompts, prepare
+from octavo.data.rows import Rows, read_held_out
+from octavo.data.sources import read_libraries
 from octavo.errors import TrainingError
 from octavo.files import WriteError
 from octavo.prompt import PromptEncoder
-from octavo.train import packing
-from octavo.train.config import RunConfig
-from octavo.train.packing import ShardMaker
-from octavo.train.prepare import check_manifest, open_prompts, prepare
-from octavo.train.rows import Rows, read_held_out
-from octavo.train.sources import read_libraries
+from octavo.recipe import RunConfig
+from octavo.weights.assembly import load_tokenizers
 
 RECIPE = """
 batch_rows = 4

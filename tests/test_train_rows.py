@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from octavo.errors import TrainingError
-from octavo.files import WriteError
-from octavo.train.examples import Example
-from octavo.train.rows import (
+from octavo.data.examples import Example
+from octavo.data.rows import (
     FORMAT,
     FORMAT_VERSION,
     HELD_OUT,
@@ -26,6 +24,8 @@ from octavo.train.rows import (
     read_held_out,
     write_shard,
 )
+from octavo.errors import TrainingError
+from octavo.files import WriteError
 
 
 def example(rng: random.Random, *, has_raw: bool = False) -> Example:
@@ -98,7 +98,7 @@ def test_a_row_knows_its_place(folder: Path) -> None:
 def test_more_shards_than_are_kept_open_read_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.train.rows._MAX_OPEN", 1)
+    monkeypatch.setattr("octavo.data.rows._MAX_OPEN", 1)
     rows = Rows(folder, "main")
     order = [0, 7, 1, 6]
     assert contents(rows[i] for i in order) == contents(Rows(folder, "main")[i] for i in order)

@@ -23,10 +23,10 @@ from training import (
 )
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from octavo.checkpoint import read
 from octavo.errors import OctavoError, TrainingError
 from octavo.train import parallel
 from octavo.train.stages import train
+from octavo.weights.layout import read
 
 # -- learning ------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ MAIN = "data__mixtures__main__"
         ({"model__encoder": "nowhere/at all"}, "cannot load nowhere/at all"),
         ({"model__encoder_layers": 9}, "the model has 2 layers"),
         ({"model__residual": "sum"}, "share a tokenizer"),
-        ({"device": "nonsense"}, "device 'nonsense' is not to be had"),
+        ({"device": "nonsense"}, "device 'nonsense' is not available"),
         ({"output": "a.txt/out"}, "cannot make the folder"),
         ({"data__rows": "nowhere"}, "holds no finished rows"),
         ({"data__rows": "a.txt"}, "a.txt"),

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import InputError, MissingExtraError, TrainingError
-from octavo.train.config import DataSection, RunConfig, SourceSection
-from octavo.train.records import CONTINUAL, Document
-from octavo.train.sources import (
+from octavo.data.documents import CONTINUAL, Document
+from octavo.data.sources import (
     Library,
     fingerprint,
     read_libraries,
@@ -23,6 +21,8 @@ from octavo.train.sources import (
     read_source,
     split_held_out,
 )
+from octavo.errors import InputError, MissingExtraError, TrainingError
+from octavo.recipe import DataSection, RunConfig, SourceSection
 
 LONG = "A sentence of some length. " * 10
 

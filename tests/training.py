@@ -10,13 +10,13 @@ import torch
 from conftest import CHECKPOINT, TEXT
 from safetensors.torch import load_file
 
-from octavo.assembly import add_lora, assemble_parts
-from octavo.checkpoint import Checkpoint
+from octavo.data.examples import ExampleMaker
+from octavo.data.rows import Row
 from octavo.nn import LCLM
-from octavo.train.config import RunConfig
-from octavo.train.examples import ExampleMaker
+from octavo.recipe import RunConfig
 from octavo.train.loop import Stage
-from octavo.train.rows import Row
+from octavo.weights.assembly import add_lora, assemble_parts
+from octavo.weights.layout import Checkpoint
 
 GROUPS = ("adapter", "encoder", "decoder", "memory_rows")
 ADAPTER = {"steps": 4, "lr": {"adapter": 1e-2, "memory_rows": 1e-2}}

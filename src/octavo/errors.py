@@ -3,7 +3,7 @@
     OctavoError
     ├── ConfigError          a model_config.json or an option with an impossible value
     │   └── RatioError       a compression ratio this model cannot serve
-    ├── CheckpointError      a checkpoint folder that is incomplete, wrong or not to be had
+    ├── CheckpointError      a checkpoint folder that is incomplete, wrong or not available
     ├── ContextError         a compressed context that is damaged, foreign or unusable
     ├── PromptError          a prompt that is malformed
     │   └── PromptTooLongError   a prompt beyond the decoder's positions
@@ -30,7 +30,7 @@ class RatioError(ConfigError):
 
 
 class CheckpointError(OctavoError, ValueError):
-    """A checkpoint that is incomplete, inconsistent or not to be had."""
+    """A checkpoint that is incomplete, inconsistent or not available."""
 
 
 class ContextError(OctavoError, ValueError):

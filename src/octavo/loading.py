@@ -6,21 +6,21 @@ from typing import Any, Literal
 
 import torch
 
-from octavo.assembly import assemble_parts
-from octavo.checkpoint import (
-    Checkpoint,
-    fingerprint_of_weights,
-    parse_dtype,
-    read,
-    read_tokenizers,
-    resolve,
-)
 from octavo.config import Extension, ModelConfig, Rotary
 from octavo.engine.fake import FakeEngine
 from octavo.engine.local import LocalEngine
 from octavo.errors import ConfigError
+from octavo.machine import find_device, parse_dtype
 from octavo.model import Model
 from octavo.prompt import PromptEncoder
+from octavo.weights.assembly import assemble_parts
+from octavo.weights.fingerprint import fingerprint_of_weights
+from octavo.weights.layout import (
+    Checkpoint,
+    read,
+    read_tokenizers,
+    resolve,
+)
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
     folder = resolve(name_or_path, revision)
     if engine == "fake":
         return _fake(folder, base, progress)
-    chosen = _device(device)
+    chosen = find_device(device)
     if dtype is None:
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     checkpoint = read(
@@ -95,18 +95,4 @@ def assemble(
     )
     fingerprint = fingerprint_of_weights(lclm)
     checkpoint = Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, fingerprint)
-    return Model(LocalEngine(checkpoint, _device(device)), checkpoint.prompts(), checkpoint)
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the named device, or the best one that is there."""
-    if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not to be had here; try cpu") from error
-    return device
+    return Model(LocalEngine(checkpoint, find_device(device)), checkpoint.prompts(), checkpoint)

@@ -15,7 +15,7 @@ from typing import Any, Unpack, overload
 
 import torch
 
-from octavo import generate
+import octavo.generate as generate
 from octavo.config import Extension, ModelConfig, resolve_ratio
 from octavo.context import CompressedContext, sha256_of
 from octavo.engine.base import Engine, Sampling
@@ -72,7 +72,7 @@ class Model:
 
     def save(self, folder: str | Path) -> None:
         """Write the checkpoint in the published layout."""
-        from octavo.checkpoint import write
+        from octavo.weights.layout import write
 
         _ = self.lclm
         write(self._checkpoint, Path(folder))

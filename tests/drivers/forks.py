@@ -22,12 +22,12 @@ import conftest  # noqa: F401  (sets what torch and the hub read when they are i
 import torch
 
 import octavo.train.run
+from octavo.data.rows import Row
 from octavo.errors import OctavoError
 from octavo.nn import LCLM
+from octavo.recipe import RunConfig
 from octavo.train import checkpoints
-from octavo.train.config import RunConfig
 from octavo.train.loop import Interrupted, Stage
-from octavo.train.rows import Row
 from octavo.train.stages import train
 
 DONE, INTERRUPTED, REFUSED, CRASHED = 0, 3, 4, 1

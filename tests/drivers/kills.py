@@ -23,11 +23,11 @@ import conftest  # noqa: F401  (sets what torch and the hub read when they are i
 
 import octavo.train.run
 import octavo.train.stages
+from octavo.data.prepare import open_prompts, prepare
+from octavo.recipe import STAGES, RunConfig
 from octavo.train import checkpoints
-from octavo.train.config import STAGES, RunConfig
 from octavo.train.log import Log
 from octavo.train.loop import Stage
-from octavo.train.prepare import open_prompts, prepare
 from octavo.train.run import Run
 
 PHASES = ("start", "prepare", "resume", "rewind", "step", "measure", "export", "save", "clean")

@@ -5,44 +5,38 @@ stderr. Importing this package imports neither torch nor transformers; a verb do
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 import octavo
-from octavo.cli.answer import chat, compress, generate
-from octavo.cli.bench import bench
-from octavo.cli.data import data
-from octavo.cli.evaluation import evaluate
 from octavo.cli.inputs import Misuse, one_line
-from octavo.cli.models import info, pull
-from octavo.cli.report import report
-from octavo.cli.training import train
 from octavo.errors import OctavoError
 
+VERBS = {
+    "compress": "octavo.cli.answer:compress",
+    "generate": "octavo.cli.answer:generate",
+    "chat": "octavo.cli.answer:chat",
+    "info": "octavo.cli.models:info",
+    "pull": "octavo.cli.models:pull",
+    "data": "octavo.cli.data:data",
+    "train": "octavo.cli.training:train",
+    "eval": "octavo_evals.cli.evaluate:evaluate",
+    "report": "octavo_evals.cli.report:report",
+    "bench": "octavo_evals.cli.bench:bench",
+}
+"""Every command, and where it stands as `module:function`. A module is imported when its command is
+asked for, so that none slows the others down, and `octavo` itself imports no evaluation."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """What a shell reports for a program that SIGPIPE ended."""
-
-app = typer.Typer(
-    name="octavo",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for _verb in (compress, generate, chat, info, pull, train):
-    app.command()(_verb)
-app.command("eval")(evaluate)
-app.command()(report)
-app.command()(bench)
-app.add_typer(data, name="data")
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -51,7 +45,6 @@ def _show_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _octavo(
     debug: Annotated[
         bool,
@@ -63,6 +56,26 @@ def _octavo(
     ] = False,
 ) -> None:
     """Learned context compression: fold a long text into latents once, and ask many times."""
+
+
+def command_line(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """Return the commands of some verbs, by default of all."""
+    app = typer.Typer(
+        name="octavo",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_octavo)
+    for verb in verbs:
+        module, _, name = VERBS[verb].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=verb)
+        else:
+            app.command(verb)(command)
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -87,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: list[str]) -> int:
     """Parse and run; typer's own `main` would print its errors in its own way."""
-    command = typer.main.get_command(app)
+    # One verb alone would be taken for the whole command line: there are always two.
+    asked = {arg for arg in args[:1] if arg in VERBS}
+    command = typer.main.get_command(command_line({*asked, "info"} if asked else VERBS))
     try:
         with command.make_context("octavo", list(args), obj=tuple(args)) as context:
             command.invoke(context)

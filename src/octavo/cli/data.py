@@ -48,8 +48,8 @@ def prepare(
     """
     chosen = overrides or []
     config = load_recipe(recipe, chosen, "data.row_tokens=512")
-    from octavo.train.prepare import open_prompts
-    from octavo.train.prepare import prepare as run
+    from octavo.data.prepare import open_prompts
+    from octavo.data.prepare import prepare as run
 
     try:
         prompts = open_prompts(config, Path.cwd())

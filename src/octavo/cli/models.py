@@ -59,7 +59,7 @@ def pull(
     check_revision(model, revision)
     with bars() as report:
         report("looking", 0, 0)
-        from octavo.checkpoint import resolve
+        from octavo.weights.layout import resolve
 
         hush_bars()
         folder = resolve(model, revision)
@@ -73,7 +73,7 @@ def pull(
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
-    from octavo.checkpoint import fingerprint_of
+    from octavo.weights.fingerprint import fingerprint_of
 
     config, extension = ModelConfig.read(folder), Extension.read(folder)
     bases = _bases(folder)
@@ -131,7 +131,7 @@ def _show(name: str, value: Any) -> str:
 
 def _local_folder(name: str | None, revision: str | None) -> Path:
     """Find a model as `resolve` does, but look for hub ids in the hub's cache only."""
-    from octavo.checkpoint import ASSETS, DEFAULT_NAME, resolve
+    from octavo.weights.layout import ASSETS, DEFAULT_NAME, resolve
 
     name = name or DEFAULT_NAME
     is_shipped = "/" not in name and (ASSETS / name).is_dir()
@@ -162,7 +162,7 @@ def _bases(folder: Path) -> list[str]:
 def _is_in_cache(base: str) -> bool:
     """Whether a base model needs no network."""
     if base.startswith("octavo:"):
-        from octavo.base import base_folder
+        from octavo.weights.base import base_folder
 
         return (base_folder() / "model.safetensors").is_file()
     if Path(base).is_dir():
@@ -173,8 +173,8 @@ def _is_in_cache(base: str) -> bool:
 
 
 def _fetch_base(name: str, source: Path | None, report: Report) -> Path:
-    from octavo.assembly import load_base
-    from octavo.checkpoint import resolve
+    from octavo.weights.assembly import load_base
+    from octavo.weights.layout import resolve
 
     return resolve(load_base(name, source, report))
 

@@ -74,7 +74,7 @@ def load_recipe(recipe: str, overrides: list[str], example: str) -> Any:
         if "=" not in override:
             raise Misuse(f"--set {override!r} is not section.field=value; write it as {example}")
     from octavo.cli.options import hush_bars
-    from octavo.train.config import RunConfig
+    from octavo.recipe import RunConfig
 
     config = RunConfig.load(find_recipe(recipe), overrides)
     hush_bars()

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from octavo.checkpoint import Checkpoint
 from octavo.engine.base import Batch, Prompt, Sampling, TargetScores
 from octavo.engine.batch import LocalBatch
 from octavo.engine.reader import PromptReader
 from octavo.errors import ContextError, PromptError
+from octavo.weights.layout import Checkpoint
 
 PREFILL_POSITIONS = 8192
 """Positions that the decoder reads at once: its activations then do not grow with the prompt."""

@@ -1,1 +1,4 @@
-"""Train a compressor: recipes, examples, the loop, and the four stages of a run."""
+"""Train a compressor: the loop, and the four stages of a run.
+
+Read in this order: `batch`, `run`, `loop`, `stages`; then `measure`, `checkpoints`, `parallel`.
+"""

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.data.examples import IGNORED, Example
+from octavo.data.rows import Row
 from octavo.errors import TrainingError
-from octavo.train.examples import IGNORED, Example
-from octavo.train.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class MicroBatch:
     """The rows of one forward pass, and what they count for."""
 
     input_ids_BT: Tensor
@@ -49,7 +49,7 @@ class Batch:
         }
 
 
-def collate(rows: Sequence[Row], *, row_tokens: int, slot_id: int) -> Batch:
+def collate(rows: Sequence[Row], *, row_tokens: int, slot_id: int) -> MicroBatch:
     """Return the batch of `rows`, each padded to `row_tokens` positions.
 
     Raises `TrainingError` for a row that does not fit at its ratio.
@@ -85,7 +85,7 @@ def collate(rows: Sequence[Row], *, row_tokens: int, slot_id: int) -> Batch:
     memory_ids_ML = torch.zeros(len(spans), int(lengths_M.max()) if spans else 0, dtype=torch.long)
     for index, span in enumerate(spans):
         memory_ids_ML[index, : len(span)] = torch.tensor(span)
-    return Batch(
+    return MicroBatch(
         input_ids_BT=ids_BT,
         labels_BT=labels_BT,
         position_ids_BT=positions_BT,

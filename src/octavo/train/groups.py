@@ -8,7 +8,7 @@ from torch import nn
 
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
-from octavo.train.config import Group
+from octavo.recipe import Group
 
 Parameters = dict[str, dict[str, nn.Parameter]]
 """By group, then by name."""

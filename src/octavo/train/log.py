@@ -10,7 +10,7 @@ from typing import Any
 
 from octavo.errors import MissingExtraError
 from octavo.files import WriteError, write_text
-from octavo.train.config import STAGES
+from octavo.recipe import STAGES
 
 
 class Log:

@@ -8,26 +8,25 @@ ranks it is the same loop; what the ranks share is in `parallel.py`, and files i
 import contextlib
 import math
 import random
-import resource
-import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from octavo.costs import Work, find_peaks
+from octavo.data.rows import Row, Rows
 from octavo.errors import TrainingError
+from octavo.machine import peak_memory
 from octavo.nn import LCLM
+from octavo.recipe import RunConfig, StageSection
 from octavo.train import checkpoints, parallel
-from octavo.train.batch import Batch, collate
-from octavo.train.config import RunConfig, StageSection
-from octavo.train.flops import Work, peak_tflops
+from octavo.train.batch import MicroBatch, collate
 from octavo.train.groups import keep_rows, set_trainable
 from octavo.train.log import Log
-from octavo.train.rows import Row, Rows
 from octavo.train.signals import Stop
 
 MAX_SKIPPED_STEPS = 10
@@ -105,7 +104,7 @@ class Stage:
         self._order = RowOrder(len(rows), f"{config.seed}/{self.settings.mixture}")
         self._ratios = config.served_ratios()
         self.work = Work(model)
-        self._peak = peak_tflops(self.device, config.peak_tflops)
+        self._peak = find_peaks(self.device, torch.bfloat16, config.peak_tflops).tflops
         self.parameters = set_trainable(model, self.settings.lr)
         self.named = {n: p for group in self.parameters.values() for n, p in group.items()}
         groups = [
@@ -175,7 +174,7 @@ class Stage:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _batches(self) -> list[Batch]:
+    def _batches(self) -> list[MicroBatch]:
         """Return this rank's micro-batches of the current step."""
         first = self.first_row + self.step * self.config.batch_rows
         share = self.config.batch_rows // self.num_ranks
@@ -197,6 +196,30 @@ class Stage:
             return row
         return Row(row.id, min(r for r in self._ratios if r >= row.ratio), row.examples)
 
+    def _add_gradients(self, batches: Sequence[MicroBatch], scored: int) -> tuple[Tensor, Tensor]:
+        """Pass forward and back over this rank's batches.
+
+        Returns the sums of losses and of greedy hits, and which rows of the step had a loss that is
+        no number. `scored` counts the scored tokens of all ranks.
+        """
+        loss_and_hits = torch.zeros(2, dtype=torch.float64)
+        is_bad_row = torch.zeros(self.config.batch_rows, dtype=torch.float64)
+        place = self.rank * (self.config.batch_rows // self.num_ranks)
+        for batch in batches:
+            with autocast(self.config.precision, self.device):
+                scores = self.model.score(**batch.inputs(self.device))
+            # Sharded gradients are averaged over ranks; the loss is a sum over all of them.
+            loss = scores.loss_P.sum() * (self.num_ranks / max(1, scored))
+            loss.backward()
+            loss_P = scores.loss_P.detach()
+            loss_and_hits[0] += loss_P.double().sum().cpu()
+            loss_and_hits[1] += int(scores.is_hit_P.sum())
+            bad = scores.row_P[~torch.isfinite(loss_P)].unique().tolist()
+            for index in bad:
+                is_bad_row[place + index] = 1
+            place += len(batch.row_ids)
+        return loss_and_hits, is_bad_row
+
     def _take_step(self) -> tuple[float, bool]:
         """Take and log one optimizer step; return its loss and whether to stop after it.
 
@@ -214,30 +237,15 @@ class Stage:
             dtype=torch.float64,
         ).sum(0)
         scored, positions, sources, latents = map(int, parallel.sum_over_ranks(counts).tolist())
-        loss_and_hits = torch.zeros(2, dtype=torch.float64)
-        is_bad_row = torch.zeros(self.config.batch_rows, dtype=torch.float64)
-        place = self.rank * (self.config.batch_rows // self.num_ranks)
-        for batch in batches:
-            with autocast(self.config.precision, self.device):
-                scores = self.model.score(**batch.inputs(self.device))
-            # Sharded gradients are averaged over ranks; the loss is a sum over all of them.
-            loss = scores.loss_P.sum() * (self.num_ranks / max(1, scored))
-            loss.backward()
-            loss_P = scores.loss_P.detach()
-            loss_and_hits[0] += loss_P.double().sum().cpu()
-            loss_and_hits[1] += int(scores.is_hit_P.sum())
-            bad = scores.row_P[~torch.isfinite(loss_P)].unique().tolist()
-            for index in bad:
-                is_bad_row[place + index] = 1
-            place += len(batch.row_ids)
+        loss_and_hits, is_bad_row = self._add_gradients(batches, scored)
         keep_rows(self.parameters, self.model)
         norm = parallel.whole(
             nn.utils.clip_grad_norm_(self.named.values(), self.config.max_grad_norm)
         )
-        told = parallel.sum_over_ranks(
+        summed = parallel.sum_over_ranks(
             torch.cat([loss_and_hits, torch.tensor([float(self.stop.is_asked)]), is_bad_row])
         )
-        loss_sum, hits, stops, *bad_rows = told.tolist()
+        loss_sum, hits, stops, *bad_rows = summed.tolist()
         is_finite = math.isfinite(loss_sum) and bool(torch.isfinite(norm))
         if is_finite:
             self.optimizer.step()
@@ -245,8 +253,7 @@ class Stage:
         self.skipped = 0 if is_finite else self.skipped + 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        seconds = time.perf_counter() - started
-        row = {
+        row: dict[str, Any] = {
             "stage": self.name,
             "step": self.step,
             "loss": _rounded(loss_sum / max(1, scored), 5),
@@ -257,16 +264,8 @@ class Stage:
             "decoder_tokens": positions,
             "source_tokens": sources,
             "latents": latents,
-            "seconds": round(seconds, 3),
-            "decoder_tokens_per_second": round(positions / seconds, 1),
-            "source_tokens_per_second": round(sources / seconds, 1),
-            "memory_bytes": _peak_memory(self.device),
+            **self._speed(time.perf_counter() - started, scored, positions, sources, latents),
         }
-        if self._peak:
-            flops = self.work.of(
-                source_tokens=sources, latents=latents, positions=positions, scored=scored
-            )
-            row["mfu"] = round(flops / seconds / (self._peak * 1e12 * self.num_ranks), 4)
         if not is_finite:
             row["skipped"] = "loss or gradient not finite"
             row["rows"] = self._row_ids(bad_rows)
@@ -279,6 +278,23 @@ class Stage:
                 "lower the learning rates, or look at these rows"
             )
         return loss_sum / max(1, scored), stops > 0
+
+    def _speed(
+        self, seconds: float, scored: int, positions: int, sources: int, latents: int
+    ) -> dict[str, Any]:
+        """Return how fast a step was, as far as the log says it."""
+        speed = {
+            "seconds": round(seconds, 3),
+            "decoder_tokens_per_second": round(positions / seconds, 1),
+            "source_tokens_per_second": round(sources / seconds, 1),
+            "memory_bytes": peak_memory(self.device),
+        }
+        if self._peak:
+            flops = self.work.of(
+                source_tokens=sources, latents=latents, positions=positions, scored=scored
+            )
+            speed["mfu"] = round(flops / seconds / (self._peak * 1e12 * self.num_ranks), 4)
+        return speed
 
     def _row_ids(self, is_bad: list[float]) -> list[str]:
         """Return the rows whose loss was not finite, or all of the step when none was."""
@@ -335,11 +351,3 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 def _rounded(value: float, digits: int) -> float | None:
     """Return a number for the log; JSON has none for what is not finite."""
     return round(value, digits) if math.isfinite(value) else None
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Return the most memory this process has held so far, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

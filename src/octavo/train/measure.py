@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from octavo.data.examples import IGNORED, Example
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
 from octavo.train.batch import lay_out
-from octavo.train.examples import IGNORED, Example
 
 View = Literal["latents", "raw", "none", "shuffled"]
 VIEWS: tuple[View, ...] = ("latents", "raw", "none", "shuffled")

@@ -19,26 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.assembly import add_lora, assemble_parts
-from octavo.checkpoint import (
-    Checkpoint,
-    fingerprint_of_weights,
-    read,
-    resolve,
-    write,
-)
 from octavo.config import ModelConfig
-from octavo.errors import TrainingError
-from octavo.files import write_text
-from octavo.nn import LCLM
-from octavo.train import parallel
-from octavo.train.config import STAGES, RunConfig
-from octavo.train.examples import Example
-from octavo.train.groups import set_trainable
-from octavo.train.log import Log
-from octavo.train.loop import Interrupted, Stage, autocast
-from octavo.train.measure import Baselines, measure
-from octavo.train.prepare import (
+from octavo.data.examples import Example
+from octavo.data.prepare import (
     OnRows,
     check_manifest,
     locate,
@@ -46,8 +29,20 @@ from octavo.train.prepare import (
     open_prompts,
     prepare,
 )
-from octavo.train.rows import MANIFEST, Rows, read_held_out
+from octavo.data.rows import MANIFEST, Rows, read_held_out
+from octavo.errors import TrainingError
+from octavo.files import write_text
+from octavo.nn import LCLM
+from octavo.recipe import STAGES, RunConfig
+from octavo.train import parallel
+from octavo.train.groups import set_trainable
+from octavo.train.log import Log
+from octavo.train.loop import Interrupted, Stage, autocast
+from octavo.train.measure import Baselines, measure
 from octavo.train.signals import Stop
+from octavo.weights.assembly import add_lora, assemble_parts
+from octavo.weights.fingerprint import fingerprint_of_weights
+from octavo.weights.layout import Checkpoint, read, resolve, write
 
 COPIES = 3 * 2
 """Weights and two moments, twice: the previous checkpoint goes only when the next one is whole."""

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from octavo.config import read_json
+from octavo.data.prepare import OnRows
 from octavo.errors import TrainingError
+from octavo.machine import find_device, has_bf16
+from octavo.recipe import STAGES, RunConfig
 from octavo.train import parallel
-from octavo.train.config import STAGES, RunConfig
-from octavo.train.prepare import OnRows
 from octavo.train.run import Run
 from octavo.train.signals import Stop
 
@@ -50,9 +51,9 @@ def train(
     ranks as before; without it, an output folder that already holds a run is refused.
     """
     config.check()
-    with Stop() as stop, parallel.process_group(_device(config.device)) as device:
+    with Stop() as stop, parallel.process_group(find_device(config.device)) as device:
         if config.precision == "auto":
-            config = dataclasses.replace(config, precision="bf16" if _has_bf16(device) else "fp32")
+            config = dataclasses.replace(config, precision="bf16" if has_bf16(device) else "fp32")
         if not parallel.is_main():
             on_step = on_rows = None
         return _train(config, root, device, resume, stop, on_step, on_rows)
@@ -141,28 +142,3 @@ def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
         key = f"{where}{name}"
         flat.update(_flat(value, f"{key}.") if isinstance(value, dict) else {key: value})
     return flat
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {name!r} is not to be had here; try cpu") from error
-    return device
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32: emulated bf16 on a CPU without it is 2.5x slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return _cpu_has("bf16") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _cpu_has(flag: str) -> bool:
-    try:
-        return flag in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False

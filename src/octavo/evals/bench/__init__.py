@@ -1,9 +1,0 @@
-"""Time compression and raw prefill with random weights: `octavo bench`.
-
-Read in this order: `shapes` (what is built), `floor` (what it must cost), `measure` (one
-measurement), `run` (all of them, in turn), `rows` (the file), `summary` (medians and speed-ups).
-"""
-
-from octavo.evals.bench.run import Settings, run
-
-__all__ = ["Settings", "run"]

@@ -1,0 +1,263 @@
+"""Make a new LCLM out of any two Hugging Face models.
+
+The encoder may be the first layers of the decoder itself: same tokenizer, and features close to
+what the decoder expects. A fresh adapter starts at the scale of the decoder's token embeddings, so
+that the first latents are neither invisible nor deafening.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
+from octavo.errors import CheckpointError, ConfigError
+from octavo.nn import LCLM, LCLMConfig
+from octavo.weights.base import BASE_NAME, Progress, ensure_base
+
+PINNED_BASE = f"octavo:{BASE_NAME}"
+"""How checkpoints name the pinned base model."""
+RESIDUAL_ADAPTER_SCALE = 0.1
+"""Beside the order-preserving sum a fresh adapter only whispers. A starting value, unmeasured."""
+
+
+def load_base(name: str, base: Path | None = None, progress: Progress | None = None) -> str:
+    """Return a local folder or hub id for a base model's name, fetching the pinned one."""
+    if not name.startswith("octavo:"):
+        return name
+    if name not in (PINNED_BASE, "octavo:smollm2"):
+        raise CheckpointError(f"unknown base {name!r}; this octavo pins {PINNED_BASE}: upgrade")
+    return str(ensure_base(base, progress))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing progress bars of its own: a library does not draw."""
+    logger = transformers_logging
+    if not logger.is_progress_bar_enabled():
+        yield
+        return
+    logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.enable_progress_bar()
+
+
+def first_layers(body: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """Return a copy of a headless model that keeps its first layers and its final norm."""
+    total = body.config.num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise ConfigError(f"encoder_layers is {num_layers}, but the model has {total} layers")
+    layers = body.layers
+    body.layers = nn.ModuleList()
+    shortened = copy.deepcopy(body)
+    body.layers = layers
+    shortened.layers = nn.ModuleList(copy.deepcopy(layer) for layer in layers[:num_layers])
+    shortened.config.num_hidden_layers = num_layers
+    if getattr(shortened.config, "layer_types", None):
+        shortened.config.layer_types = list(shortened.config.layer_types[:num_layers])
+    return shortened
+
+
+def assemble_parts(
+    encoder: str | Path | PreTrainedModel,
+    decoder: str | Path | PreTrainedModel,
+    config: ModelConfig,
+    *,
+    extension: Extension | None = None,
+    encoder_layers: int | None = None,
+    encoder_tokenizer: Any = None,
+    decoder_tokenizer: Any = None,
+    dtype: torch.dtype = torch.float32,
+    base: Path | None = None,
+) -> tuple[LCLM, Any, Any]:
+    """Return a new `(LCLM, decoder tokenizer, encoder tokenizer)` with a fresh adapter.
+
+    `encoder` and `decoder` are folders, hub ids, or models; models need their tokenizers given.
+    The memory tokens are added to the decoder's tokenizer and its embedding grows to hold them.
+    """
+    extension = extension or Extension(rotary="exact")
+    decoder_model, decoder_tokenizer = _load(decoder, decoder_tokenizer, dtype, base, head=True)
+    encoder_model, encoder_tokenizer = _load(encoder, encoder_tokenizer, dtype, base, head=False)
+    if encoder_layers is not None:
+        encoder_model = first_layers(encoder_model, encoder_layers)
+    is_same = _words(encoder_tokenizer) == _words(decoder_tokenizer)
+    if extension.residual == "sum" and not is_same:
+        raise ConfigError(
+            "residual 'sum' needs encoder and decoder to share a tokenizer, but theirs differ; "
+            "use residual 'none'"
+        )
+    known_ids = set(decoder_tokenizer.get_vocab().values())
+    decoder_tokenizer = _with_memory_tokens(decoder_tokenizer)
+    new = sorted(set(decoder_tokenizer.get_vocab().values()) - known_ids)
+    _make_room(decoder_model, len(decoder_tokenizer), new)
+    lclm = build(
+        encoder_model, decoder_model, encoder_tokenizer, decoder_tokenizer, config, extension
+    )
+    lclm.adapter.to(dtype)
+    _match_scale(lclm)
+    return lclm, decoder_tokenizer, encoder_tokenizer
+
+
+def load_tokenizers(encoder: str, decoder: str, base: Path | None = None) -> tuple[Any, Any]:
+    """Return the `(decoder, encoder)` tokenizers of an LCLM yet to be assembled; no weights."""
+    found = []
+    for source in (decoder, encoder):
+        try:
+            found.append(AutoTokenizer.from_pretrained(load_base(source, base)))
+        except (OSError, ValueError) as error:
+            raise _cannot_load(source, error) from error
+    return _with_memory_tokens(found[0]), found[1]
+
+
+def _with_memory_tokens(tokenizer: Any) -> Any:
+    """Return a copy of a decoder's tokenizer that knows the memory tokens."""
+    tokenizer = copy.deepcopy(tokenizer)
+    # The list is replaced by what is given, so the tokenizer's own further tokens go in again.
+    own: Any = getattr(tokenizer, "extra_special_tokens", None)
+    own = own or getattr(tokenizer, "additional_special_tokens", [])
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [*(t for t in own if t not in MEMORY_TOKENS), *MEMORY_TOKENS]}
+    )
+    return tokenizer
+
+
+def build(
+    encoder: PreTrainedModel,
+    decoder: PreTrainedModel,
+    encoder_tokenizer: Any,
+    decoder_tokenizer: Any,
+    config: ModelConfig,
+    extension: Extension,
+) -> LCLM:
+    """Join two loaded models into an LCLM whose ids come from their tokenizers, by name."""
+    pad = encoder_tokenizer.pad_token_id
+    if pad is None:
+        pad = encoder_tokenizer.eos_token_id
+    if pad is None and config.pooling == "eos":
+        raise CheckpointError("the encoder's tokenizer has no pad token, which 'eos' pooling reads")
+    values = extension.to_dict()
+    values["ratios"] = list(extension.ratios)
+    lclm_config = LCLMConfig(
+        # Copies: transformers resets the attention implementation of the configs nested in another.
+        text_config=copy.deepcopy(decoder.config),
+        encoder_config=copy.deepcopy(encoder.config),
+        model_config=config.to_dict(),
+        extension=values,
+        memory_token_ids=[decoder_tokenizer.convert_tokens_to_ids(t) for t in MEMORY_TOKENS],
+        encoder_pad_token_id=pad or 0,
+    )
+    return LCLM(lclm_config, encoder=encoder, decoder=decoder)
+
+
+def add_lora(
+    lclm: LCLM,
+    rank: int,
+    alpha: int,
+    encoder_rank: int | None = None,
+    *,
+    encoder: str,
+    decoder: str,
+    encoder_layers: int | None = None,
+) -> None:
+    """Put LoRA factors on every linear layer of both halves, and train the memory tokens' rows.
+
+    `encoder`, `decoder` and `encoder_layers` say what the halves were assembled from: a checkpoint
+    of factors has to name what they build on.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    is_pinned = encoder.startswith("octavo:") and decoder.startswith("octavo:")
+    lclm.extension = replace(
+        lclm.extension, base=PINNED_BASE if is_pinned else None, encoder_layers=encoder_layers
+    )
+    values = {**lclm.extension.to_dict(), "ratios": list(lclm.extension.ratios)}
+    lclm.config.extension = values
+    common: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none"}
+    lclm.decoder = get_peft_model(
+        lclm.decoder,
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            task_type="CAUSAL_LM",
+            trainable_token_indices={"embed_tokens": list(lclm.config.memory_token_ids)},
+            **common,
+        ),
+    )
+    of_encoder = encoder_rank or rank
+    lclm.encoder.body = get_peft_model(
+        lclm.encoder.body,
+        LoraConfig(r=of_encoder, lora_alpha=alpha * of_encoder // rank, **common),
+    )
+    for half, name in ((lclm.decoder, decoder), (lclm.encoder.body, encoder)):
+        named = PINNED_BASE if name.startswith("octavo:") else name
+        half.peft_config["default"].base_model_name_or_path = named
+
+
+def _words(tokenizer: Any) -> dict[str, int]:
+    """Return a tokenizer's vocabulary without the memory tokens, which a decoder may have."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return {word: index for word, index in vocabulary.items() if word not in MEMORY_TOKENS}
+
+
+def _load(
+    source: str | Path | PreTrainedModel,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    base: Path | None,
+    *,
+    head: bool,
+) -> tuple[PreTrainedModel, Any]:
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ConfigError("a model object needs its tokenizer: pass encoder_/decoder_tokenizer")
+        return (source if head else source.base_model), tokenizer
+    folder = load_base(str(source), base)
+    kind = AutoModelForCausalLM if head else AutoModel
+    try:
+        with quiet():
+            model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        return model, tokenizer or AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, error) from error
+
+
+def _cannot_load(source: Any, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return CheckpointError(f"cannot load {source} ({reason}); give a folder or hub id")
+
+
+@torch.no_grad()
+def _make_room(decoder: PreTrainedModel, vocabulary: int, new_ids: list[int]) -> None:
+    """Grow the embedding where it lacks rows; those of new tokens start as the mean of all others.
+
+    Many models have spare rows that were never trained: there new tokens start at the mean too.
+    """
+    old = decoder.get_input_embeddings().weight
+    mean = old.float().mean(0).to(old.dtype)
+    if len(old) < vocabulary:
+        decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        layer.weight[new_ids] = mean
+
+
+@torch.no_grad()
+def _match_scale(lclm: LCLM) -> None:
+    """Scale the adapter's last layer so that latents start as long as token embeddings."""
+    weight: torch.Tensor = lclm.decoder.get_input_embeddings().weight
+    wanted = weight.float().norm(dim=-1).mean()
+    if lclm.residual is not None:
+        wanted = wanted * RESIDUAL_ADAPTER_SCALE
+    generator = torch.Generator().manual_seed(0)
+    width = lclm.adapter.norm.weight.shape[0]
+    sample = torch.randn(256, width, generator=generator).to(weight.device, weight.dtype)
+    hidden = nn.functional.gelu(lclm.adapter.fc1(lclm.adapter.norm(sample)))
+    lclm.adapter.fc2.weight *= wanted / lclm.adapter.fc2(hidden).float().norm(dim=-1).mean()

@@ -1,0 +1,170 @@
+"""Load and write the decoder or the encoder: whole weights, or LoRA factors of peft on their base.
+
+Either is checked to be complete: transformers and peft draw what is missing at random.
+"""
+
+import warnings
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from octavo.config import read_json
+from octavo.errors import CheckpointError
+from octavo.weights.assembly import first_layers, load_base, quiet
+from octavo.weights.base import Progress
+
+LORA_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class HalfLoader:
+    """Loads the decoder or the encoder: whole weights, or LoRA factors on their base."""
+
+    base: Path | None
+    progress: Progress | None
+    options: dict[str, Any]
+
+    def half(
+        self, folder: Path, kind: Any, *, vocabulary: int = 0, num_layers: int | None = None
+    ) -> PreTrainedModel:
+        """Load one half without its LoRA factors, and check that its tokenizer fits."""
+        source, options, is_lora = str(folder), self.options, (folder / LORA_FILE).is_file()
+        if is_lora:
+            named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+            if not named:
+                raise CheckpointError(f"{folder}/adapter_config.json names no base model")
+            source = load_base(str(named), self.base, self.progress)
+            options = {**options, "dtype": torch.float32}  # merged in fp32, then rounded once
+        if num_layers is not None and is_lora:
+            kind = AutoModelForCausalLM  # the first layers are taken from a whole model
+        try:
+            with quiet():
+                loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+                    source, use_safetensors=True, output_loading_info=True, **options
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot load {source} ({type(error).__name__}: {first_line(error)}); "
+                "is it complete, and in safetensors?"
+            ) from error
+        model, found = loaded
+        # A pooler is drawn anew where a checkpoint has none; nothing here reads it.
+        missing = {name for name in found["missing_keys"] if "pooler." not in name}
+        _check_none_is_missing(source, missing)
+        if num_layers is not None and is_lora:
+            model = first_layers(model.base_model, num_layers)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if is_lora and rows < vocabulary:
+            model.resize_token_embeddings(vocabulary, mean_resizing=False)
+            head = model.get_output_embeddings().weight.data  # untied: no random rows
+            head[rows:] = head[:rows].mean(0)
+        elif rows < vocabulary:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has {vocabulary} tokens but the embedding only {rows} "
+                "rows; the two do not belong together"
+            )
+        return model
+
+    def with_lora(self, model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
+        """Put a half's LoRA factors on it, if it has any; merged unless they are to be trained."""
+        if not (folder / LORA_FILE).is_file():
+            return model
+        from peft import PeftModel, get_peft_model_state_dict
+
+        file = folder / LORA_FILE
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of missing tensors, which is an error below
+                adapted = PeftModel.from_pretrained(
+                    model, str(folder), config=_lora_config(folder), is_trainable=trainable
+                )
+            wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            _check_none_is_missing(file, wanted - _tensor_names(file))
+            whole = adapted if trainable else adapted.merge_and_unload()
+        except CheckpointError:
+            raise
+        except Exception as error:  # peft's own errors are of every kind
+            raise CheckpointError(
+                f"cannot put the LoRA factors of {folder} on their base "
+                f"({type(error).__name__}: {first_line(error)}); do they belong to it?"
+            ) from error
+        for parameter in whole.parameters():  # not `.to()`: it would round the rotary buffers too
+            parameter.data = parameter.data.to(self.options["dtype"])
+        return whole
+
+
+def _check_none_is_missing(place: Path | str, missing: AbstractSet[str]) -> None:
+    """Refuse weights that lack tensors: transformers and peft would draw them at random."""
+    if missing:
+        first, *others = sorted(missing)
+        more = f" and {len(others)} more" if others else ""
+        raise CheckpointError(
+            f"{place} lacks the tensor {first}{more}, which would be random; fetch the whole "
+            "checkpoint, and do not rename tensors"
+        )
+
+
+def _tensor_names(file: Path) -> set[str]:
+    with safe_open(file, "pt") as tensors:
+        return set(tensors.keys())
+
+
+def _lora_config(folder: Path) -> Any:
+    """Read what peft needs to know of a half's factors, whichever peft has written it.
+
+    Fields that this peft does not know are dropped where they are switched off, and refused where
+    they are not: the model would be another. Modules are named one by one, for a pattern from a
+    checkpoint could keep a regular expression busy for ever.
+    """
+    from peft import LoraConfig
+
+    path = folder / "adapter_config.json"
+    values = read_json(path)
+    if values.pop("peft_type", "LORA") != "LORA":
+        raise CheckpointError(f"{path}: peft_type is not LORA, the only one that can be read")
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        if isinstance(values.get(key), str):
+            raise CheckpointError(
+                f"{path}: {key} is a pattern, expected a list of module names; write it out"
+            )
+    known = {field.name for field in fields(LoraConfig)}
+    for key in sorted(values.keys() - known):
+        if values.pop(key) and key != "peft_version":
+            raise CheckpointError(
+                f"{path}: this peft does not know {key}, which the factors were trained with; "
+                "upgrade peft"
+            )
+    try:
+        return LoraConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no LoRA config ({first_line(error)})") from error
+
+
+def write_half(module: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Save one half as its own library saves it."""
+    if hasattr(module, "peft_config"):
+        module.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # a model card template full of blanks
+        file = folder / LORA_FILE
+    else:
+        with quiet():
+            module.save_pretrained(str(folder))
+        file = folder / "model.safetensors"
+    if dtype is not None and file.is_file():
+        save_file(cast(load_file(file), dtype), file, metadata={"format": "pt"})
+
+
+def cast(state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Return tensors on the CPU, in another precision if one is given."""
+    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).strip().splitlines() or ["no further message"])[0][:200]

@@ -1,0 +1,235 @@
+"""Read and write checkpoints in the published layout, and find them by path, hub id or name.
+
+    model_config.json            the published settings (config.py)
+    decoder/                     a Hugging Face causal LM with its tokenizer and the memory tokens
+    encoder/                     a headless Hugging Face model with its own tokenizer
+    adapter/adapter.safetensors  the adapter
+    octavo.json                  optional, ours: what the published format has no place for
+
+Either half may instead hold LoRA factors of peft on a base model. Nothing is ever unpickled, and
+what is missing or does not fit is an error, never a random weight.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from octavo.config import (
+    EXTENSION_FILE,
+    MEMORY_TOKENS,
+    MODEL_CONFIG_FILE,
+    Extension,
+    ModelConfig,
+    Rotary,
+)
+from octavo.errors import CheckpointError
+from octavo.files import new_folder
+from octavo.machine import parse_dtype
+from octavo.nn import LCLM
+from octavo.prompt import PromptEncoder
+from octavo.weights.assembly import build, load_base
+from octavo.weights.base import Progress
+from octavo.weights.fingerprint import fingerprint_of
+from octavo.weights.halves import HalfLoader, cast, first_line, write_half
+
+ASSETS = Path(__file__).parent.parent / "assets"
+DEFAULT_NAME = "smol"
+PARTS = ("decoder", "encoder", "adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model with the two tokenizers that belong to it."""
+
+    lclm: LCLM
+    decoder_tokenizer: Any
+    encoder_tokenizer: Any
+    name: str
+    fingerprint: str
+    """Identifies the weights that make and read latents: a context names it."""
+
+    def prompts(self) -> PromptEncoder:
+        """Return the encoder of prompts for this model."""
+        return PromptEncoder(self.decoder_tokenizer, self.encoder_tokenizer, self.lclm.settings)
+
+
+def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: a shipped name, a local folder, or a hub id.
+
+    Raises `CheckpointError` when there is none. A hub id is downloaded to the hub's own cache.
+    """
+    name = str(name_or_path or DEFAULT_NAME)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if (ASSETS / name).is_dir() and "/" not in name:
+        return ASSETS / name
+    shipped = ", ".join(sorted(found.name for found in ASSETS.glob("*/")))
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the checkpoint's folder")
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise CheckpointError(
+            f"no model {name!r}: give a checkpoint folder, a hub id like "
+            f"latent-context/0.6b-4b-LCLM-16x, or a shipped name ({shipped})"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl"]
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds; all mean "not available"
+        raise CheckpointError(
+            f"could not fetch {name!r} from the hub ({type(error).__name__}: "
+            f"{first_line(error)}); check the name and the network, or give a local folder"
+        ) from error
+
+
+def read(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype = torch.float32,
+    rotary: Rotary | None = None,
+    trainable: bool = False,
+    base: Path | None = None,
+    progress: Progress | None = None,
+    attention: str | None = None,
+) -> Checkpoint:
+    """Load a checkpoint folder in the given precision.
+
+    `rotary` picks the rotary precision (`nn/rotary.py`). By default 16-bit published checkpoints
+    get a rounded encoder and an exact decoder, as their authors' vLLM evaluation ran them, and fp32
+    or our own checkpoints none. With `trainable`, LoRA factors stay apart instead of being merged.
+    """
+    precision = parse_dtype(dtype)
+    config, extension = ModelConfig.read(folder), Extension.read(folder)
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+        raise CheckpointError(
+            f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint"
+        )
+    adapter_file = folder / "adapter" / "adapter.safetensors"
+    if not adapter_file.is_file():
+        raise CheckpointError(f"{adapter_file} is missing; without it the model would be random")
+    decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
+    options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
+    load = HalfLoader(base, progress, options)
+    decoder = load.half(folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
+    encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
+    lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
+    # Only now: transformers cannot tie the weights of a model that peft has wrapped.
+    lclm.decoder = load.with_lora(lclm.decoder, folder / "decoder", trainable)
+    lclm.encoder.body = load.with_lora(lclm.encoder.body, folder / "encoder", trainable)
+    _load_adapter(lclm, folder)
+    lclm.adapter.to(precision)
+    if rotary is None:
+        is_published = not (folder / EXTENSION_FILE).is_file()
+        rounds = is_published and precision is torch.bfloat16
+        rotary = extension.rotary or ("bf16_encoder" if rounds else "exact")
+    lclm.round_rotary(rotary)
+    lclm.eval()
+    name = extension.name or folder.resolve().name
+    fingerprint = fingerprint_of(folder, config, extension)
+    return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, fingerprint)
+
+
+def read_tokenizers(
+    folder: Path, extension: Extension, base: Path | None = None, progress: Progress | None = None
+) -> tuple[Any, Any]:
+    """Return the decoder's and the encoder's tokenizer; the latter may be that of a pinned base."""
+    decoder_tokenizer = _tokenizer(folder / "decoder", "decoder")
+    if (folder / "encoder" / "tokenizer_config.json").is_file() or extension.base is None:
+        return decoder_tokenizer, _tokenizer(folder / "encoder", "encoder")
+    named = load_base(extension.base, base, progress)
+    return decoder_tokenizer, AutoTokenizer.from_pretrained(named)
+
+
+def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint folder, complete or not at all.
+
+    Halves under LoRA are written as peft writes them, whole halves as transformers does; `dtype`
+    casts what is written, without touching the model.
+    """
+    lclm = checkpoint.lclm
+    extension = lclm.extension
+    if not hasattr(lclm.decoder, "peft_config"):  # whole weights stand on no base
+        extension = replace(extension, base=None, encoder_layers=None)
+    with new_folder(folder) as temporary:
+        for part, module in (("decoder", lclm.decoder), ("encoder", lclm.encoder.body)):
+            write_half(module, temporary / part, dtype)
+        checkpoint.decoder_tokenizer.save_pretrained(temporary / "decoder")
+        if extension.base is None:
+            checkpoint.encoder_tokenizer.save_pretrained(temporary / "encoder")
+        (temporary / "adapter").mkdir()
+        save_file(cast(lclm.adapter.state_dict(), dtype), temporary / "adapter/adapter.safetensors")
+        if lclm.residual is not None:
+            residual = cast(lclm.residual.state_dict(), dtype)
+            save_file(residual, temporary / "adapter" / "residual.safetensors")
+        _write_json(temporary / MODEL_CONFIG_FILE, lclm.settings.to_dict())
+        if values := extension.to_dict():
+            _write_json(temporary / EXTENSION_FILE, {"format_version": 1, **values})
+
+
+def _tokenizer(folder: Path, whose: str) -> Any:
+    """Load a tokenizer from the checkpoint itself, never from a hub by guess."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer_config.json; copy the {whose}'s own tokenizer files there"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: cannot read the {whose}'s tokenizer ({first_line(error)})"
+        ) from error
+    if whose == "decoder":
+        known = tokenizer.get_vocab()
+        if missing := [token for token in MEMORY_TOKENS if token not in known]:
+            raise CheckpointError(
+                f"{folder}: the tokenizer lacks the memory tokens {', '.join(missing)}; "
+                "use the tokenizer that was saved with this checkpoint"
+            )
+    return tokenizer
+
+
+def _load_adapter(lclm: LCLM, folder: Path) -> None:
+    """Fill the adapter from its file, refusing any tensor that is missing, unknown or misshapen."""
+    path = folder / "adapter" / "adapter.safetensors"
+    _fill(lclm.adapter, path)
+    if lclm.residual is not None:
+        _fill(lclm.residual, path.with_name("residual.safetensors"))
+
+
+def _fill(module: torch.nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; fetch the whole checkpoint")
+    try:
+        given = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fetch it again") from error
+    expected = module.state_dict()
+    if missing := sorted(expected.keys() - given.keys()):
+        raise CheckpointError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more tensors)")
+    if unknown := sorted(given.keys() - expected.keys()):
+        raise CheckpointError(
+            f"{path} holds {unknown[0]}, which this adapter_type has no place for; "
+            "does model_config.json belong to it?"
+        )
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(expected[name].shape)} from the encoder, the decoder and model_config.json"
+            )
+    module.load_state_dict(given, strict=True)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,28 @@
+"""`octavo report`: tables, pictures and one page from the rows of evaluations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders of rows that `octavo eval` wrote."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
+    ],
+) -> None:
+    """Show what evaluations found: what is lost, what is gained, against what.
+
+    Writes report.md, report.html (one file, for any browser), tables.json with all the numbers,
+    and each picture as PNG and SVG. The same rows give the same tables.
+    """
+    from octavo_evals.report import write
+
+    place = out.expanduser()
+    for line in write(folders, place):
+        typer.echo(line)
+    typer.echo(f"report: {place / 'report.html'}", err=True)

@@ -1,0 +1,1 @@
+"""Bridges to other harnesses: lm_eval, and the presses of kvpress."""

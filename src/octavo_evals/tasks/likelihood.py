@@ -1,0 +1,108 @@
+"""Tasks that score given words instead of making new ones: reconstruction and perplexity.
+
+`reconstruction`: read a passage, and write it out again. `perplexity`: read a passage, and go on as
+its author did. Every token of the target is judged with the right ones before it (teacher forcing),
+so that one slip does not spoil the rest. Score: the share of tokens that were the likeliest.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from octavo.errors import EvaluationError
+from octavo_evals.task import Item, Metrics, Reply, Request, Task
+
+NUM_ITEMS = 100
+"""Without a limit."""
+CONTINUATION = 64
+"""Tokens to be continued; the rest of the length is context."""
+REQUEST = "\nThe text above, word for word:\n"
+QUARTERS = 4
+"""Accuracy is also given by quarter of the target: does it fade along the passage?"""
+
+
+class Likelihood:
+    """Cut passages out of texts, and see how well they are copied or continued."""
+
+    has_length = True
+    metric = "token accuracy"
+
+    def __init__(self, name: str) -> None:
+        """Be `reconstruction` or `perplexity`."""
+        self.name = name
+
+    def items(self, request: Request) -> Iterator[Item]:
+        """Yield passages of as many tokens as the length leaves, from `--data text=…`.
+
+        Every item takes another text while there are any, and begins at a random word of it.
+        """
+        assert request.length is not None
+        is_copy = self.name == "reconstruction"
+        asked = REQUEST if is_copy else ""
+        room = request.length - request.count_tokens(asked)
+        wanted = room // 2 if is_copy else room - CONTINUATION
+        if wanted < CONTINUATION // 4:
+            raise EvaluationError(
+                f"{self.name} has no room for a passage in a length of {request.length}; give "
+                "--length 256 or more"
+            )
+        needed = wanted + (0 if is_copy else CONTINUATION)
+        texts = [
+            text
+            for record in request.data.records("text", 'prose: records with "text", or .txt files')
+            if isinstance(text := record.get("text") or record.get("context"), str)
+            and len(text) > 8 * needed
+        ]
+        if not texts:
+            raise EvaluationError(
+                f"no text in --data text=… has the {needed} tokens that a length of "
+                f"{request.length} asks for; give longer texts or a shorter length"
+            )
+        texts = list(dict.fromkeys(texts))
+        random.Random(f"{request.seed}/{self.name}").shuffle(texts)
+        for index in range(NUM_ITEMS if request.limit is None else request.limit):
+            rng = random.Random(f"{request.seed}/{self.name}/{request.length}/{index}")
+            text = texts[index % len(texts)]
+            first = text.find(" ", rng.randrange(len(text) - 8 * needed)) + 1
+            words = text[first : first + 12 * needed].split(" ")
+            passage, rest = _cut(words, wanted, request)
+            target = passage if is_copy else _cut(rest, CONTINUATION, request)[0]
+            yield Item(
+                id=f"{index:04d}",
+                context=passage,
+                after=asked,
+                target=target if is_copy else " " + target,
+                references=(target,),
+                is_chat=False,
+            )
+
+    def score(self, item: Item, reply: Reply) -> Metrics:
+        """Return token accuracy, whether all was right, mean loss, and accuracy by quarter."""
+        hits, count = reply.token_hits, len(reply.token_hits)
+        metrics = {
+            "score": sum(hits) / count,
+            "exact": float(all(hits)),
+            "nats": sum(reply.token_nats) / count,
+        }
+        for quarter in range(QUARTERS):
+            part = hits[count * quarter // QUARTERS : count * (quarter + 1) // QUARTERS]
+            if part:
+                metrics[f"accuracy_q{quarter + 1}"] = sum(part) / len(part)
+        return metrics
+
+
+def _cut(words: list[str], wanted: int, request: Request) -> tuple[str, list[str]]:
+    """Return the longest run of words with at most `wanted` tokens, and the words after it."""
+    low, high = 1, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if request.count_tokens(" ".join(words[:middle])) <= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    return " ".join(words[:low]), words[low:]
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    name: partial(Likelihood, name) for name in ("reconstruction", "perplexity")
+}

@@ -1,0 +1,293 @@
+"""RULER's eight needle tasks: sentences that give a key its value, hidden in other text.
+
+    before    Some special magic numbers are hidden within the following text. ...
+    context   hay, hay, One of the special magic numbers for stale-otter is: 2811437. hay, hay
+    after     What are all the special magic numbers for stale-otter mentioned in the ...
+    prefix     The special magic numbers for stale-otter mentioned in the provided text are
+
+The hay is one noise sentence over and over, essays, or needles nobody asks for. Essays are those of
+`--data ruler.essays=PATH`, else the shipped ones, and `about["haystack"]` says which; the first N
+words are taken, and again from the start where there are fewer. Sentences of essays are found by a
+short rule instead of the original's NLTK punkt model, which is a download: some places differ.
+Keys are adjective-noun pairs of the lists of whatever version of wonderwords is installed.
+"""
+
+import difflib
+import re
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from importlib import resources
+from itertools import pairwise
+from random import Random
+from typing import Literal
+
+from octavo.errors import EvaluationError, MissingExtraError
+from octavo_evals.task import Item, Metrics, Reply, Request, Task
+from octavo_evals.tasks.ruler import NOISE, SHORT, Draft, Plan, RulerTask, clean_answer
+
+Kind = Literal["numbers", "words", "uuids"]
+Hay = Literal["noise", "essays", "needles"]
+
+NEEDLE = "One of the special magic {kind} for {key} is: {value}."
+BEFORE = (
+    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {kind} afterwards.\n"
+)
+AFTER = "\nWhat are all the special magic {kind} for {query} mentioned in the provided text?"
+PREFIX = " The special magic {kind} for {query} mentioned in the provided text are"
+BEFORE_ONE = BEFORE.replace("Some", "A").replace("are", "is")
+AFTER_ONE = AFTER.replace("are all", "is")
+PREFIX_ONE = PREFIX.replace("are", "is")
+"""When one value is asked for; {kind} then is without its "s", except in the needle."""
+
+DEPTHS = tuple(round(100 * step / 39) for step in range(40))
+"""Where needles may lie in essays, in percent of the sentences; no two at the same."""
+_STEP = {"noise": 25, "essays": 500, "needles": 25}
+_SHORT_STEP = {"noise": 5, "essays": 25, "needles": 5}
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr st prof rev hon gen col capt messrs e.g i.e viz vs".split()
+)
+
+
+class Needles(RulerTask):
+    """Find what one or several keys were given."""
+
+    max_new_tokens = 128
+
+    def __init__(
+        self,
+        short_name: str,
+        hay: Hay,
+        *,
+        key: Kind = "words",
+        value: Kind = "numbers",
+        num_keys: int = 1,
+        num_values: int = 1,
+        num_queries: int = 1,
+    ) -> None:
+        """Hide `num_values` needles for each of `num_keys` keys, and ask for `num_queries` keys."""
+        super().__init__(short_name)
+        self.hay, self.key, self.value = hay, key, value
+        self.num_keys = max(num_keys, num_queries)
+        self.num_values, self.num_queries = num_values, num_queries
+
+    def plan(self, request: Request, length: int) -> Plan:
+        """Return how to hide needles in hay of so many words (essays) or lines.
+
+        Raises `EvaluationError` for essays without words, `MissingExtraError` without wonderwords.
+        """
+        essays: Essays | None = None
+        about: dict[str, object] = {}
+        if self.hay == "essays":
+            is_given = request.data.has("ruler.essays")
+            essays = _given_essays(request) if is_given else shipped_essays()
+            about["haystack"] = "given" if is_given else "shipped"
+        if "words" in (self.key, self.value):
+            word_lists()  # complain before work begins
+
+        def draft(index: int, size: int, random: Random) -> Draft:
+            return self._draft(essays, about, size, random)
+
+        step = (_SHORT_STEP if length < SHORT else _STEP)[self.hay]
+        smallest = step if essays else self.num_keys * self.num_values
+        return Plan(draft=draft, smallest=smallest, step=step, largest=max(length, smallest))
+
+    def score(self, item: Item, reply: Reply) -> Metrics:
+        """Return the original's score, `strict`, and `similarity`: how near misses came."""
+        return {
+            **super().score(item, reply),
+            "similarity": nearness(clean_answer(reply.text), item.references),
+        }
+
+    def _draft(
+        self, essays: "Essays | None", about: dict[str, object], size: int, random: Random
+    ) -> Draft:
+        keys = _distinct(self.num_keys, lambda: _invent(self.key, random), ())
+        values = _distinct(self.num_keys * self.num_values, lambda: _invent(self.value, random), ())
+        values_of = {
+            key: values[at * self.num_values : (at + 1) * self.num_values]
+            for at, key in enumerate(keys)
+        }
+        asked = random.sample(keys, self.num_queries)
+        needles = [self._needle(key, value) for key in keys for value in values_of[key]]
+        random.shuffle(needles)
+        if essays:
+            context = _hide_in_sentences(essays.first(size), needles, random)
+        else:
+            lines = [NOISE] * size
+            if self.hay == "needles":
+                lines = [self._stray_needle(keys, values, random) for _ in range(size)]
+            context = _hide_in_lines(lines, needles, random)
+
+        is_one = self.num_queries * self.num_values == 1
+        kind = self.value[:-1] if is_one else self.value
+        query = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"
+        before, after, prefix = (
+            (BEFORE_ONE, AFTER_ONE, PREFIX_ONE) if is_one else (BEFORE, AFTER, PREFIX)
+        )
+        wanted = [(key, value) for key in asked for value in values_of[key]]
+        places = [context.index(self._needle(*pair)) / len(context) for pair in wanted]
+        return Draft(
+            before=before.format(kind=kind),
+            context=context,
+            after=after.format(kind=kind, query=query),
+            prefix=prefix.format(kind=kind, query=query),
+            references=tuple(value for _, value in wanted),
+            about={**about, "size": size, "depths": [round(place, 3) for place in places]},
+        )
+
+    def _needle(self, key: str, value: str) -> str:
+        return NEEDLE.format(kind=self.value, key=key, value=value)
+
+    def _stray_needle(self, keys: list[str], values: list[str], random: Random) -> str:
+        (key,) = _distinct(1, lambda: _invent(self.key, random), keys)
+        (value,) = _distinct(1, lambda: _invent(self.value, random), values)
+        return self._needle(key, value)
+
+
+class Essays:
+    """Prose as sentences, of which the first so many words can be had."""
+
+    def __init__(self, text: str) -> None:
+        """Take any text; runs of white space count as one space.
+
+        Raises `EvaluationError` if there are no words.
+        """
+        self.words = text.split()
+        if not self.words:
+            raise EvaluationError("ruler.essays holds no words; give prose")
+        ends = [
+            at + 1
+            for at, (word, following) in enumerate(pairwise(self.words))
+            if _ends_sentence(word, following)
+        ]
+        self._ends = [*ends, len(self.words)]
+        self._sentences = [" ".join(self.words[a:b]) for a, b in pairwise([0, *self._ends])]
+
+    def first(self, num_words: int) -> list[str]:
+        """Return the sentences of the first words, the last one perhaps cut short."""
+        rounds, rest = divmod(num_words, len(self.words))
+        whole = bisect_right(self._ends, rest)
+        start = self._ends[whole - 1] if whole else 0
+        part = [" ".join(self.words[start:rest])] if rest > start else []
+        return self._sentences * rounds + self._sentences[:whole] + part
+
+
+@cache
+def shipped_essays() -> Essays:
+    """Return the essays in the package; `assets/haystack/README.md` says whose they are."""
+    file = resources.files("octavo_evals").joinpath("assets/haystack/essays.txt")
+    return Essays(file.read_text(encoding="utf-8"))
+
+
+@cache
+def word_lists() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return wonderwords' adjectives, nouns and verbs, sorted.
+
+    Raises `MissingExtraError` without wonderwords.
+    """
+    try:
+        folder = resources.files("wonderwords") / "assets"
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "RULER's words need wonderwords: pip install 'octavo[eval]'"
+        ) from error
+
+    def read(name: str) -> tuple[str, ...]:
+        text = (folder / f"{name}list.txt").read_text(encoding="utf-8")
+        return tuple(sorted({line.strip() for line in text.splitlines() if line.strip()}))
+
+    return read("adjective"), read("noun"), read("verb")
+
+
+def nearness(answer: str, references: Iterable[str]) -> float:
+    """Return how like the references the likest words of an answer are, 0 to 1, on average.
+
+    Six of seven digits right are worth nothing as a match; here they are worth about 0.86.
+    """
+    runs = re.findall(r"[^\W_]+(?:-[^\W_]+)*", answer.lower())
+    ratios = [
+        max(
+            (difflib.SequenceMatcher(None, one.lower(), run, False).ratio() for run in runs),
+            default=0.0,
+        )
+        for one in references
+    ]
+    return sum(ratios) / len(ratios)
+
+
+def _given_essays(request: Request) -> Essays:
+    texts = []
+    what = 'prose: .txt files, or records with "text"'
+    for record in request.data.records("ruler.essays", what):
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise EvaluationError(
+                'a record of ruler.essays has no "text"; give .txt files or records {"text": "…"}'
+            )
+        texts.append(record["text"])
+    return Essays(" ".join(texts))
+
+
+def _ends_sentence(word: str, following: str) -> bool:
+    bare = word.rstrip("\"')]”’")
+    if not bare.endswith((".", "!", "?")):
+        return False
+    if bare.endswith(".") and (
+        bare[:-1].lower().lstrip("\"'([“‘") in _ABBREVIATIONS
+        or re.fullmatch(r"\W*[A-Z]\.", bare)  # an initial
+    ):
+        return False
+    begin = following.lstrip("\"'([“‘")
+    return begin[:1].isupper() or begin[:1].isdigit()
+
+
+def _invent(kind: Kind, random: Random) -> str:
+    if kind == "numbers":
+        return str(random.randint(10**6, 10**7 - 1))
+    if kind == "uuids":
+        return str(uuid.UUID(int=random.getrandbits(128), version=4))
+    adjectives, nouns, _ = word_lists()
+    return f"{random.choice(adjectives)}-{random.choice(nouns)}"
+
+
+def _distinct(count: int, invent: Callable[[], str], taken: Iterable[str]) -> list[str]:
+    made: list[str] = []
+    avoided = set(taken)
+    while len(made) < count:
+        one = invent()
+        if one not in avoided:
+            made.append(one)
+            avoided.add(one)
+    return made
+
+
+def _hide_in_sentences(sentences: list[str], needles: list[str], random: Random) -> str:
+    depths = random.sample(DEPTHS, len(needles))
+    places = sorted(int(len(sentences) * depth / 100) for depth in depths)
+    pieces, last = [], 0
+    for place, needle in zip(places, needles, strict=True):
+        pieces += [" ".join(sentences[last:place]), needle]
+        last = place
+    # An empty first or last piece leaves a space there, as in the original.
+    return " ".join([*pieces, " ".join(sentences[last:])])
+
+
+def _hide_in_lines(lines: list[str], needles: list[str], random: Random) -> str:
+    places = sorted(random.sample(range(len(lines)), len(needles)), reverse=True)
+    for place, needle in zip(places, needles, strict=True):
+        lines.insert(place, needle)
+    return "\n".join(lines)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "niah_single_1": partial(Needles, "niah_single_1", "noise"),
+    "niah_single_2": partial(Needles, "niah_single_2", "essays"),
+    "niah_single_3": partial(Needles, "niah_single_3", "essays", value="uuids"),
+    "niah_multikey_1": partial(Needles, "niah_multikey_1", "essays", num_keys=4),
+    "niah_multikey_2": partial(Needles, "niah_multikey_2", "needles"),
+    "niah_multikey_3": partial(Needles, "niah_multikey_3", "needles", key="uuids", value="uuids"),
+    "niah_multivalue": partial(Needles, "niah_multivalue", "essays", num_values=4),
+    "niah_multiquery": partial(Needles, "niah_multiquery", "essays", num_queries=4),
+}
