@@ -33,7 +33,7 @@ DOCUMENT = "Document {number}:\n{text}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class RulerQuestion:
     """A question, its answers, and the numbers of documents that belong to it."""
 
     text: str
@@ -44,7 +44,7 @@ class Asked:
     """The first to join them."""
 
 
-Read = Callable[[Iterable[Any]], tuple[list[Asked], list[str]]]
+Read = Callable[[Iterable[Any]], tuple[list[RulerQuestion], list[str]]]
 
 
 class Questions(RulerTask):
@@ -111,7 +111,7 @@ def _surround(
     return [*own, *near, *random.sample(others, min(len(others), missing - len(near)))]
 
 
-def read_squad(records: Iterable[Any]) -> tuple[list[Asked], list[str]]:
+def read_squad(records: Iterable[Any]) -> tuple[list[RulerQuestion], list[str]]:
     """Return the questions that have an answer, in order, and all paragraphs.
 
     Records are the official file, `{"data": […]}` or its articles, or one question each:
@@ -125,7 +125,7 @@ def read_squad(records: Iterable[Any]) -> tuple[list[Asked], list[str]]:
     for article, context, _, _ in rows:
         articles.setdefault(article, {})[number_of[context]] = None
     questions = [
-        Asked(
+        RulerQuestion(
             text=question,
             answers=answers,
             own=(number_of[context],),
@@ -164,7 +164,7 @@ def _squad_rows(record: Any) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
         raise _foreign("ruler.squad", "SQuAD v2", error) from error
 
 
-def read_hotpot(records: Iterable[Any]) -> tuple[list[Asked], list[str]]:
+def read_hotpot(records: Iterable[Any]) -> tuple[list[RulerQuestion], list[str]]:
     """Return the questions, in order, and all paragraphs, each after its title.
 
     Records are those of the official file, with `context` as `[[title, [sentence, …]], …]`, or of
@@ -189,7 +189,9 @@ def read_hotpot(records: Iterable[Any]) -> tuple[list[Asked], list[str]]:
         own = [number_of[text] for text, title in texts.items() if title in names]
         own = own or [number_of[text] for text in texts]
         near = [number_of[text] for text in texts if number_of[text] not in own]
-        questions.append(Asked(text=question, answers=(answer,), own=tuple(own), near=tuple(near)))
+        questions.append(
+            RulerQuestion(text=question, answers=(answer,), own=tuple(own), near=tuple(near))
+        )
     return questions, documents
 
 
