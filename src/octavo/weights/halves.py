@@ -5,7 +5,7 @@ Either is checked to be complete: transformers and peft draw what is missing at 
 
 import warnings
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from octavo.config import read_json
 from octavo.errors import CheckpointError
+from octavo.weights import lora
 from octavo.weights.assembly import first_layers, load_base, quiet
 from octavo.weights.base import Progress
 
@@ -29,6 +30,8 @@ class HalfLoader:
     base: Path | None
     progress: Progress | None
     options: dict[str, Any]
+    whole: dict[str, PreTrainedModel] = field(default_factory=dict)
+    """Bases whose first layers became an encoder: the decoder's half need not read them again."""
 
     def half(
         self, folder: Path, kind: Any, *, vocabulary: int = 0, num_layers: int | None = None
@@ -42,23 +45,10 @@ class HalfLoader:
             source = load_base(str(named), self.base, self.progress)
             options = {**options, "dtype": torch.float32}  # merged in fp32, then rounded once
         if num_layers is not None and is_lora:
-            kind = AutoModelForCausalLM  # the first layers are taken from a whole model
-        try:
-            with quiet():
-                loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
-                    source, use_safetensors=True, output_loading_info=True, **options
-                )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"cannot load {source} ({type(error).__name__}: {first_line(error)}); "
-                "is it complete, and in safetensors?"
-            ) from error
-        model, found = loaded
-        # A pooler is drawn anew where a checkpoint has none; nothing here reads it.
-        missing = {name for name in found["missing_keys"] if "pooler." not in name}
-        _check_none_is_missing(source, missing)
-        if num_layers is not None and is_lora:
+            model = self.whole[source] = self._load(source, AutoModelForCausalLM, options)
             model = first_layers(model.base_model, num_layers)
+        else:
+            model = self.whole.pop(source, None) or self._load(source, kind, options)
         rows = model.get_input_embeddings().weight.shape[0]
         if is_lora and rows < vocabulary:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
@@ -71,14 +61,33 @@ class HalfLoader:
             )
         return model
 
+    def _load(self, source: str, kind: Any, options: dict[str, Any]) -> PreTrainedModel:
+        """Let transformers load a model, and refuse one that lacks tensors."""
+        try:
+            with quiet():
+                loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+                    source, use_safetensors=True, output_loading_info=True, **options
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot load {source} ({type(error).__name__}: {first_line(error)}); "
+                "is it complete, and in safetensors?"
+            ) from error
+        # A pooler is drawn anew where a checkpoint has none; nothing here reads it.
+        missing = {name for name in loaded[1]["missing_keys"] if "pooler." not in name}
+        _check_none_is_missing(source, missing)
+        return loaded[0]
+
     def with_lora(self, model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
         """Put a half's LoRA factors on it, if it has any; merged unless they are to be trained."""
         if not (folder / LORA_FILE).is_file():
             return model
-        from peft import PeftModel, get_peft_model_state_dict
-
-        file = folder / LORA_FILE
+        file, values = folder / LORA_FILE, read_json(folder / "adapter_config.json")
         try:
+            if not trainable and lora.merge(model, values, load_file(file)):
+                return self._rounded(model)
+            from peft import PeftModel, get_peft_model_state_dict
+
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of missing tensors, which is an error below
                 adapted = PeftModel.from_pretrained(
@@ -94,6 +103,10 @@ class HalfLoader:
                 f"cannot put the LoRA factors of {folder} on their base "
                 f"({type(error).__name__}: {first_line(error)}); do they belong to it?"
             ) from error
+        return self._rounded(whole)
+
+    def _rounded(self, whole: Any) -> Any:
+        """Return merged weights in the precision that was asked for."""
         for parameter in whole.parameters():  # not `.to()`: it would round the rotary buffers too
             parameter.data = parameter.data.to(self.options["dtype"])
         return whole
@@ -133,7 +146,7 @@ def _lora_config(folder: Path) -> Any:
             raise CheckpointError(
                 f"{path}: {key} is a pattern, expected a list of module names; write it out"
             )
-    known = {field.name for field in fields(LoraConfig)}
+    known = {one.name for one in fields(LoraConfig)}
     for key in sorted(values.keys() - known):
         if values.pop(key) and key != "peft_version":
             raise CheckpointError(

@@ -121,8 +121,8 @@ def read(
     decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
     options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
     load = HalfLoader(base, progress, options)
-    decoder = load.half(folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
     encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
+    decoder = load.half(folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
     lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
     # Only now: transformers cannot tie the weights of a model that peft has wrapped.
     lclm.decoder = load.with_lora(lclm.decoder, folder / "decoder", trainable)
