@@ -612,7 +612,7 @@ def test_train_runs_a_recipe_and_prints_the_export(
     assert result.code == 0
     assert seen == [(7, 1, Path.cwd(), True)]
     assert result.out == f"{Path.cwd() / 'export'}\n"
-    assert result.err == "main: 16 of 16 rows\nsft: step 1 of 1, loss 0.5000\n"
+    assert result.err == "main: 16 of 16 rows\nsft: 1 of 1 steps, loss 0.5000\n"
     assert run("train", "smol").code == 0
 
 

@@ -134,4 +134,4 @@ def test_a_terminal_shows_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", screen)
     assert run("mine.toml", "-o", "rows").code == 0
-    assert "rows of main" in screen.getvalue()
+    assert "12 of 12 rows" in screen.getvalue()

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 import octavo
-from octavo.engine import CHAT, Prompt, Sampling
+from octavo.engine import CHAT, Prompt, Sampling, attention
 from octavo.engine.choose import Chooser
 from octavo.engine.local import LocalEngine
 from octavo.errors import ConfigError, PromptError
@@ -420,3 +420,33 @@ def test_tokens_are_drawn_from_the_distribution_that_transformers_gives(
     else:
         assert not counts[wanted == 0].any()
         assert float((counts / 3000 - wanted).abs().max()) < 0.04
+
+
+@pytest.mark.parametrize("mask", [None, [0, 0] + [1] * 38], ids=["plain", "filled-up"])
+def test_the_engines_attention_equals_an_explicit_mask(
+    model: octavo.Model, mask: list[int] | None
+) -> None:
+    decoder = model.lclm.decoder
+    assert decoder.config._attn_implementation == attention.NAME
+    twin = octavo.load(CHECKPOINT, device="cpu").lclm.decoder
+    twin.set_attn_implementation("eager")
+    ids = torch.randint(250, (2, 40))
+    given = {} if mask is None else {"attention_mask": torch.tensor([mask, [1] * 40])}
+    found = []
+    for one in (decoder, twin):
+        cache = DynamicCache()
+        for start, stop in ((0, 20), (20, 33), (33, 40)):
+            part = {name: value[:, :stop] for name, value in given.items()}
+            with torch.inference_mode():
+                output = one(ids[:, start:stop], use_cache=True, **as_keyword(cache), **part)
+        found.append(output.logits[1])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_engines_attention_serves_caches_with_room_at_their_end(model: octavo.Model) -> None:
+    ids = torch.randint(250, (1, 20))
+    answers = [
+        model.lclm.decoder.generate(ids, max_new_tokens=8, do_sample=False, **kind)
+        for kind in ({}, {"cache_implementation": "static"})
+    ]
+    assert torch.equal(answers[0], answers[1])

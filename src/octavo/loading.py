@@ -1,6 +1,6 @@
 """Open a model: one that exists, or a new one made of any two Hugging Face models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from octavo.engine.local import LocalEngine
 from octavo.errors import ConfigError
 from octavo.machine import find_device, parse_dtype
 from octavo.model import Model
+from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
 from octavo.weights.assembly import assemble_parts
 from octavo.weights.fingerprint import fingerprint_of_weights
@@ -32,7 +33,7 @@ def load(
     *,
     rotary: Rotary | None = None,
     base: str | Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load a model: a folder, a hub id, or nothing for the one that octavo ships.
 

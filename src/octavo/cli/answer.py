@@ -30,7 +30,6 @@ from octavo.cli.options import (
     ModelChoice,
     ModelName,
     Ratio,
-    Report,
     Revision,
     Seed,
     Temperature,
@@ -38,6 +37,7 @@ from octavo.cli.options import (
     open_model,
 )
 from octavo.errors import InputError, PromptError
+from octavo.progress import Progress
 
 if TYPE_CHECKING:
     from octavo.context import CompressedContext
@@ -254,7 +254,7 @@ def _lines() -> Iterator[str]:
 
 
 def _gather(
-    model: "Model", places: list[Path], texts: list[str], report: Report | None, ratio: int | None
+    model: "Model", places: list[Path], texts: list[str], report: Progress | None, ratio: int | None
 ) -> tuple[list["CompressedContext | str"], float]:
     """Load contexts and compress texts; without a `report`, texts stay raw. Also the seconds."""
     contexts: list[CompressedContext | str] = [model.load_context(place) for place in places]
@@ -264,7 +264,9 @@ def _gather(
     return [*contexts, *fresh], sum(one.compress_seconds for one in fresh)
 
 
-def _compress(model: "Model", text: str, ratio: int | None, report: Report) -> "CompressedContext":
+def _compress(
+    model: "Model", text: str, ratio: int | None, report: Progress
+) -> "CompressedContext":
     return model.compress(
         text, ratio, on_tokens=lambda done, total: report("compressing", done, total)
     )

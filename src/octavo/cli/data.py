@@ -1,18 +1,17 @@
 """`octavo data prepare`: turn the texts of a recipe into packed rows, before training."""
 
-import contextlib
 import shlex
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from octavo.cli.inputs import format_bytes
+from octavo.cli.options import bars
 from octavo.cli.training import load_recipe
 
-OnRows = Callable[[str, int, int], None]
+_LINES_A_MIXTURE = 10
+"""How often a mixture reports where stderr is no terminal."""
 _HEADER = ("mixture", "rows", "examples", "positions", "source tokens", "bytes")
 
 data = typer.Typer(
@@ -53,9 +52,15 @@ def prepare(
 
     try:
         prompts = open_prompts(config, Path.cwd())
-        with row_bars() as show:
-            here, place = Path.cwd(), out.expanduser()
-            manifest = run(config, here, place, prompts, processes=processes, on_rows=show)
+        with bars(_LINES_A_MIXTURE) as show:
+            manifest = run(
+                config,
+                Path.cwd(),
+                out.expanduser(),
+                prompts,
+                processes=processes,
+                on_rows=lambda *rows: show(*rows, "rows"),
+            )
     except KeyboardInterrupt:
         line = ["octavo", "data", "prepare", recipe, "-o", str(out)]
         for override in chosen:
@@ -96,46 +101,3 @@ def _table(manifest: dict[str, Any]) -> str:
         if told["rows"] < told["wanted_rows"]
     ]
     return "\n".join([*padded, *notes])
-
-
-@contextlib.contextmanager
-def row_bars() -> Iterator[OnRows]:
-    """Show a bar per mixture on a terminal, and a line now and then elsewhere, on stderr."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("rows of {task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_rows(mixture: str, rows: int, of: int) -> None:
-            if mixture not in tasks:
-                tasks[mixture] = progress.add_task(mixture, total=of)
-            progress.update(tasks[mixture], completed=rows)
-
-        yield on_rows
-
-
-class _Lines:
-    """Echo a line for every tenth of a mixture."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, int] = {}
-
-    def __call__(self, mixture: str, rows: int, of: int) -> None:
-        tenth = rows * 10 // max(1, of)
-        if tenth > self._said.get(mixture, 0):
-            self._said[mixture] = tenth
-            typer.echo(f"{mixture}: {rows} of {of} rows", err=True)

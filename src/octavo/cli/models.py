@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from octavo.cli.inputs import format_bytes
-from octavo.cli.options import AsJson, Base, Report, Revision, bars, check_revision, hush_bars
+from octavo.cli.options import AsJson, Base, Revision, bars, check_revision, hush_bars
 from octavo.config import Extension, ModelConfig, read_json
 from octavo.errors import CheckpointError
+from octavo.progress import Progress
 
 _PARTS = ("decoder", "encoder", "adapter")
 
@@ -172,7 +173,7 @@ def _is_in_cache(base: str) -> bool:
     return isinstance(try_to_load_from_cache(base, "config.json"), str)
 
 
-def _fetch_base(name: str, source: Path | None, report: Report) -> Path:
+def _fetch_base(name: str, source: Path | None, report: Progress) -> Path:
     from octavo.weights.assembly import load_base
     from octavo.weights.layout import resolve
 

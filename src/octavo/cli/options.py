@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.inputs import Misuse
+from octavo.progress import Progress
 
 if TYPE_CHECKING:
     from octavo.model import Model
-
-Report = Callable[[str, int, int], None]
-"""Called as `report(what, done, total)`; a total of 0 is not known."""
 
 ModelName = Annotated[
     str | None,
@@ -93,7 +91,7 @@ def check_revision(model: str | None, revision: str | None) -> None:
         raise Misuse("--revision is for hub ids only; drop it, or give --model a hub id")
 
 
-def open_model(choice: ModelChoice, report: Report) -> "Model":
+def open_model(choice: ModelChoice, report: Progress) -> "Model":
     """Load the chosen model, showing what takes time."""
     check_revision(choice.model, choice.revision)
     report("loading the model", 0, 0)
@@ -123,23 +121,52 @@ def hush_bars() -> None:
 
 
 @contextlib.contextmanager
-def bars() -> Iterator[Report]:
-    """Yield a `Report` that draws bars on stderr while the block runs, if it is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def bars(lines: int = 0) -> Iterator[Callable[..., None]]:
+    """Yield a `Progress` that draws bars on stderr while the block runs, if it is a terminal.
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    Elsewhere each thing counted gets so many `lines`. It also takes the `unit` counted in, and a
+    `detail` worth showing.
+    """
+    if not sys.stderr.isatty():
+        yield _Lines(lines)
+        return
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counted]}"),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def report(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
             if what not in tasks:
                 for task in tasks.values():  # one thing at a time: the last one is over
                     progress.update(task, visible=False)
-                tasks[what] = progress.add_task(what, total=total or None)
-            progress.update(tasks[what], completed=done, total=total or None, visible=True)
+                tasks[what] = progress.add_task(what, total=total or None, counted="")
+            counted = _counted(done, total, unit, detail) if unit else ""
+            progress.update(
+                tasks[what], completed=done, total=total or None, visible=True, counted=counted
+            )
 
-        yield report
+        yield show
+
+
+class _Lines:
+    """Says now and then how far a thing has come, a line at a time."""
+
+    def __init__(self, lines: int) -> None:
+        self._lines = lines
+        self._said: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
+        part = done * self._lines // max(1, total)
+        if part > self._said.get(what, 0):
+            self._said[what] = part
+            typer.echo(f"{what}: {_counted(done, total, unit, detail)}", err=True)
+
+
+def _counted(done: int, total: int, unit: str, detail: str) -> str:
+    return f"{done:,} of {total:,} {unit}" + (f", {detail}" if detail else "")

@@ -1,10 +1,7 @@
 """`octavo train`: run a recipe, from a file or from the package."""
 
-import contextlib
 import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +13,6 @@ from octavo.errors import TrainingError
 RECIPES = Path(__file__).parent.parent / "recipes"
 _LINES_A_STAGE = 20
 """How often a stage reports where stderr is no terminal."""
-
-OnStep = Callable[[str, int, int, float], None]
 
 
 def train(
@@ -40,13 +35,19 @@ def train(
     """
     chosen = overrides or []
     config = load_recipe(recipe, chosen, "stages.sft.steps=9")
-    from octavo.cli.data import row_bars
+    from octavo.cli.options import bars
     from octavo.train.loop import Interrupted
     from octavo.train.stages import train as run
 
     try:
-        with row_bars() as show_rows, _step_bars() as show_step:
-            export = run(config, Path.cwd(), resume=resume, on_step=show_step, on_rows=show_rows)
+        with bars(_LINES_A_STAGE) as show:
+            export = run(
+                config,
+                Path.cwd(),
+                resume=resume,
+                on_step=lambda *step: show(*step[:3], "steps", f"loss {step[3]:.4f}"),
+                on_rows=lambda *rows: show(*rows, "rows"),
+            )
     except Interrupted as interrupted:
         if is_first_rank():
             typer.echo(
@@ -107,38 +108,3 @@ def _resume_line(recipe: str, overrides: list[str]) -> str:
 def is_first_rank() -> bool:
     """Whether this process speaks for all that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def _step_bars() -> Iterator[OnStep]:
-    """Show a bar per stage on a terminal, and a line now and then elsewhere, on stderr."""
-    if not sys.stderr.isatty():
-        yield _echo_step
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_step(stage: str, step: int, steps: int, loss: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=steps, loss=loss)
-            progress.update(tasks[stage], completed=step, loss=loss)
-
-        yield on_step
-
-
-def _echo_step(stage: str, step: int, steps: int, loss: float) -> None:
-    if step == steps or step % max(1, steps // _LINES_A_STAGE) == 0:
-        typer.echo(f"{stage}: step {step} of {steps}, loss {loss:.4f}", err=True)

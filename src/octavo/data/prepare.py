@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -41,8 +41,10 @@ from octavo.data.rows import (
 from octavo.data.sources import Library, fingerprint, read_libraries
 from octavo.errors import TrainingError
 from octavo.files import write_text
+from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
 from octavo.recipe import STAGES, MixtureSection, RunConfig
+from octavo.settings import refuse_change
 from octavo.weights.assembly import load_tokenizers
 from octavo.weights.layout import read_tokenizers, resolve
 
@@ -54,9 +56,6 @@ HELD_OUT_KINDS = ("reconstruction", "interleaved", "needle", "qa")
 _LEEWAY = 1.2
 """How much larger than the probe the rows may become."""
 
-OnRows = Callable[[str, int, int], None]
-"""Called as `on_rows(mixture, rows, of)`."""
-
 
 def prepare(
     config: RunConfig,
@@ -65,7 +64,7 @@ def prepare(
     prompts: PromptEncoder,
     *,
     processes: int = 1,
-    on_rows: OnRows | None = None,
+    on_rows: Progress | None = None,
 ) -> dict[str, Any]:
     """Fill `out` with the rows that a recipe's stages read, and return the manifest.
 
@@ -211,23 +210,13 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path} is damaged ({error}); choose another folder") from error
-    old, new = _flat(before), _flat(json.loads(json.dumps(plan)))
-    for key in [*old, *(key for key in new if key not in old)]:
-        if (was := old.get(key)) != (now := new.get(key)):
-            raise TrainingError(
-                f"{key} is {now!r}, but the rows in {out} are of a recipe with {was!r}; set it "
-                "back, or choose another folder"
-            )
-
-
-def _flat(values: Any, where: str = "") -> dict[str, Any]:
-    """Return nested settings as `section.field` keys."""
-    if not isinstance(values, dict) or not values:
-        return {where: values}
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{where}.{name}".lstrip(".")))
-    return flat
+    refuse_change(
+        before,
+        plan,
+        TrainingError,
+        what=f"the rows in {out} were made",
+        cure="set it back, or choose another folder",
+    )
 
 
 def _is_whole(out: Path, manifest: dict[str, Any]) -> bool:
@@ -314,7 +303,7 @@ _worker: ShardMaker | None = None
 
 
 def _make_all(
-    maker: ShardMaker, tasks: list[tuple[str, int]], processes: int, on_rows: OnRows | None
+    maker: ShardMaker, tasks: list[tuple[str, int]], processes: int, on_rows: Progress | None
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Make every shard, in this process or in others, and return what `make` said of each."""
     made: dict[tuple[str, int], dict[str, Any]] = {}

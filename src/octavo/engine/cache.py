@@ -79,16 +79,6 @@ class GrowingCache(DynamicCache):  # type: ignore[misc]
         """
         return bool(self.layers) and all([layer.cut(length) for layer in self.layers])
 
-    @property
-    def num_bytes(self) -> int:
-        """What its keys and values hold, spare positions left out."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for layer in self.layers
-            if layer.is_initialized
-            for tensor in (layer.keys, layer.values)
-        )
-
     def repeated(self, num_rows: int) -> "GrowingCache":
         """Return a cache that holds one row so many times; they share memory until they grow."""
         made = GrowingCache()

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.engine.attention import use_lower_right
 from octavo.engine.base import Prompt
 from octavo.engine.cache import GrowingCache
-from octavo.nn.cache import as_keyword, has_plain_cache
+from octavo.nn.cache import as_keyword, bytes_of, has_plain_cache
 from octavo.nn.lclm import LCLM
 
 KEPT_PREFIXES = 2
@@ -33,6 +34,8 @@ class PromptReader:
         self.lock = threading.RLock()
         self.is_plain = has_plain_cache(lclm.decoder)
         """Whether the decoder's cache can be cut back, and laid beside others."""
+        if self.is_plain:
+            use_lower_right(lclm.decoder)
         arguments = inspect.signature(lclm.decoder.forward).parameters
         self._wants_places = "cache_position" in arguments  # older transformers, some decoders
         self._kept: OrderedDict[bytes, GrowingCache] = OrderedDict()
@@ -41,7 +44,7 @@ class PromptReader:
     def kept_bytes(self) -> int:
         """The bytes that the KV caches of kept prefixes hold."""
         with self.lock:
-            return sum(cache.num_bytes for cache in self._kept.values())
+            return sum(bytes_of(cache) for cache in self._kept.values())
 
     def forget(self) -> None:
         """Let go of kept prefixes."""

@@ -38,6 +38,16 @@ def output_cache(output: Any) -> tuple[str, Any]:
     )
 
 
+def bytes_of(cache: Any) -> int:
+    """Return what the keys and values of a cache hold, spare room left out."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for layer in cache.layers
+        if layer.keys is not None
+        for tensor in (layer.keys, layer.values)
+    )
+
+
 def has_plain_cache(decoder: Any) -> bool:
     """Return whether every layer of a decoder keeps keys and values, and nothing else.
 

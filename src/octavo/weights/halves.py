@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from octavo.config import read_json
 from octavo.errors import CheckpointError
+from octavo.progress import Progress
 from octavo.weights import lora
 from octavo.weights.assembly import first_layers, load_base, quiet
-from octavo.weights.base import Progress
 
 LORA_FILE = "adapter_model.safetensors"
 

@@ -32,9 +32,9 @@ from octavo.errors import CheckpointError
 from octavo.files import new_folder
 from octavo.machine import parse_dtype
 from octavo.nn import LCLM
+from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
 from octavo.weights.assembly import build, load_base
-from octavo.weights.base import Progress
 from octavo.weights.fingerprint import fingerprint_of
 from octavo.weights.halves import HalfLoader, cast, first_line, write_half
 
