@@ -36,7 +36,7 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class Outcome:
     """What came of one question."""
 
     reply: Reply
@@ -51,7 +51,7 @@ class Reading:
     """The KV cache of the context, physically held and ready for the next question."""
 
 
-def read(model: Model, prompt: Prompt, parts: Parts) -> Reading:
+def read(model: Model, prompt: Prompt, parts: Parts) -> Outcome:
     """Answer an item's prompt, or say how likely its target is.
 
     Raises `PromptTooLongError` when prompt and answer do not fit the decoder.
@@ -60,7 +60,7 @@ def read(model: Model, prompt: Prompt, parts: Parts) -> Reading:
     check_fits(model, len(prompt.input_ids), room)
     if parts.item.target is None:
         return _answer(model, prompt, parts)
-    return Reading(
+    return Outcome(
         reply=_likelihood(model, prompt, parts.target), prompt_tokens=len(prompt.input_ids)
     )
 
@@ -95,12 +95,12 @@ class Answer:
         if token is not None:
             self._text.push(token)
 
-    def reading(self, prompt_tokens: int, cache_bytes: int | None = None) -> Reading:
+    def outcome(self, prompt_tokens: int, cache_bytes: int | None = None) -> Outcome:
         """Stop the clock and return what came."""
         stopped = time.perf_counter()
         self._text.finish()
         first = self._first or stopped
-        return Reading(
+        return Outcome(
             reply=Reply(text=self._text.text),
             prompt_tokens=prompt_tokens,
             new_tokens=self._text.num_tokens,
@@ -110,7 +110,7 @@ class Answer:
         )
 
 
-def _answer(model: Model, prompt: Prompt, parts: Parts) -> Reading:
+def _answer(model: Model, prompt: Prompt, parts: Parts) -> Outcome:
     """Generate greedily; the engine keeps the prefix, so a later question reads only itself."""
     sampling = Sampling(
         max_new_tokens=parts.item.max_new_tokens, stop_ids=tuple(model.engine.stop_ids)
@@ -122,10 +122,10 @@ def _answer(model: Model, prompt: Prompt, parts: Parts) -> Reading:
             answer.push(tokens[0])
             if answer.is_finished:
                 break
-        reading = answer.reading(len(prompt.input_ids))
+        outcome = answer.outcome(len(prompt.input_ids))
     finally:
         batch.close()  # gives the prefix back, whose bytes are then counted
-    return replace(reading, cache_bytes=model.engine.kept_bytes)
+    return replace(outcome, cache_bytes=model.engine.kept_bytes)
 
 
 def _likelihood(model: Model, prompt: Prompt, target: Sequence[int]) -> Reply:

@@ -1,71 +1,142 @@
-"""The rows of an evaluation: one JSON line per answer, appended durably, never counted twice.
+"""The rows of evaluations and benches: what is in them, and their durable files of JSON lines.
 
-A folder holds `rows.jsonl`, `run.json` (what all its rows share) and `rows.lock`. Any number of
-processes may write to one folder: each claims the context it works on by a lock that ends with the
-process, and what is done already is never done again. A line cut off by a crash is removed before
-the next one is written.
+A file takes rows of one kind, each key once. Any number of processes may append to it: each claims
+what it works on by a lock that ends with the process, and what is done is never done again. A line
+cut off by a crash is removed before the next one is written. An evaluation's folder holds
+`rows.jsonl`, `run.json` (what all its rows share) and `rows.lock`; a bench's file stands alone, its
+settings in every row.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from octavo.errors import EvaluationError
-from octavo.files import write_text
+from octavo.files import WriteError, write_text
+from octavo.settings import flatten, refuse_change
 
 try:
     import fcntl
 except ImportError:  # Windows: one process at a time, which nothing checks there
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = "octavo-rows"
+FORMAT = "octavo-evaluation"
+OLD_FORMAT = "octavo-rows"
+"""What `run.json` called it before the name was left to the rows that models are trained on."""
+Row = dict[str, Any]
+Key = tuple[Hashable, ...]
+Types = Mapping[str, tuple[type, ...]]
+
+_TEXT, _COUNT, _NUMBER, _BOOL, _TABLE = (str,), (int,), (int, float), (bool,), (dict,)
 
 
-class Key(NamedTuple):
-    """What a row is about: no two rows of a folder share it."""
+@dataclass(frozen=True, slots=True)
+class RowKind:
+    """A kind of rows."""
 
-    task: str
-    length: int | None
-    id: str
-    method: str
-    ratio: int | None
+    name: str
+    key: tuple[str, ...]
+    """The columns that tell two rows apart."""
+    needed: Types
+    """Columns that every row has, and their types."""
+    others: Types
+    """Columns that may be null or missing: not measured, or not known to an older octavo."""
 
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "Key":
-        """Return a row's key."""
-        return cls(*(row[name] for name in cls._fields))
+    def key_of(self, row: Mapping[str, Any]) -> Key:
+        """Return what a row is about: no two rows of a file share it."""
+        return tuple(row.get(name) for name in self.key)
+
+    def problem_of(self, row: Any) -> str | None:
+        """Return what keeps an object from being a row of this kind."""
+        if not isinstance(row, dict):
+            return "it is no object"
+        for name, types in (*self.needed.items(), *self.others.items()):
+            value = row.get(name)
+            if value is None and name in self.others:
+                continue
+            is_odd_bool = isinstance(value, bool) and bool not in types
+            if is_odd_bool or not isinstance(value, types) or value != value:
+                return f"{name} is {value!r}, not {' or '.join(kind.__name__ for kind in types)}"
+        return None
 
 
-class Rows:
-    """The rows of one folder, open for appending."""
+ANSWER = RowKind(
+    name="an evaluation",
+    key=("task", "length", "id", "method", "ratio"),
+    needed={
+        "task": _TEXT, "id": _TEXT, "method": _TEXT,
+    },
+    others={
+        "length": _COUNT, "ratio": _NUMBER, "score": _NUMBER, "skipped": _TEXT, "answer": _TEXT,
+        "references": (list,), "metrics": _TABLE, "metric": _TEXT, "about": _TABLE,
+        "seed": _COUNT, "model": _TEXT, "fingerprint": _TEXT, "device": _TEXT, "dtype": _TEXT,
+        "machine": _TEXT, "versions": _TABLE, "threads": _COUNT, "is_reused": _BOOL,
+        "is_masked": _BOOL, "context_tokens": _COUNT, "prompt_tokens": _COUNT,
+        "new_tokens": _COUNT, "latents": _COUNT, "compress_seconds": _NUMBER,
+        "ttft_seconds": _NUMBER, "decode_seconds": _NUMBER, "context_bytes": _NUMBER,
+        "cache_bytes": _NUMBER, "peak_bytes": _NUMBER,
+    },
+)  # fmt: skip
+"""A row of `octavo eval`: one method's answer to one item."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], command: str = "") -> None:
-        """Open a folder, made if it is not there, for rows with these settings.
+MEASUREMENT = RowKind(
+    name="a bench",
+    key=("shape", "length", "method", "ratio", "repeat"),
+    needed={"shape": _TEXT, "length": _COUNT, "method": _TEXT},
+    others={
+        "ratio": _COUNT, "repeat": _COUNT, "skipped": _TEXT, "source_tokens": _COUNT,
+        "latents": _COUNT, "prompt_tokens": _COUNT, "kept_positions": _COUNT,
+        "compress_seconds": _NUMBER, "first_seconds": _NUMBER, "next_seconds": _NUMBER,
+        "decode_seconds": _NUMBER, "decode_tokens": _COUNT, "batch_seconds": _NUMBER,
+        "alone_seconds": _NUMBER, "cache_bytes": _COUNT, "context_bytes": _COUNT,
+        "peak_bytes": _COUNT, "flops": _COUNT, "compress_flops": _COUNT, "next_flops": _COUNT,
+        "decode_bytes": _COUNT, "weight_bytes": _COUNT,
+    },
+)  # fmt: skip
+"""A row of `octavo bench`: one method at one length, once; or why it was skipped."""
 
-        `settings["data"]` names data files by their hash: further ones may be added later. The
-        command is kept beside those that wrote here before. Raises `EvaluationError` when the
-        folder's rows were made with other settings.
+
+class RowFile:
+    """A file of rows of one kind, open for appending; without a path, rows held in memory."""
+
+    def __init__(self, path: Path | None, kind: RowKind, *, keeps: bool = False) -> None:
+        """Read what is there, and with `keeps` hold it in `rows`.
+
+        Raises `EvaluationError` for a line that is no such row, `WriteError` for a place that
+        cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "rows.jsonl"
-        self._lock: IO[bytes] = (folder / "rows.lock").open("ab")
-        self._done: set[Key] = set()
-        self._read = 0
+        self.path, self.kind = path, kind
+        self.rows: list[Row] = []
+        self._keeps, self._done, self._read = keeps or path is None, set[Key](), 0
+        self._lock: IO[bytes] | None = None
+        if path is None:
+            return
         try:
-            with self._locked(0):
-                self._check_settings(folder / "run.json", settings, command)
-                self._catch_up()
+            self._lock = path.with_suffix(".lock").open("ab")
+            with self.locked():
+                pass
+        except OSError as error:
+            self.close()
+            raise _refusal(path, error) from error
         except BaseException:
             self.close()
             raise
 
+    def __enter__(self) -> "RowFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of every claim."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def is_done(self, key: Key) -> bool:
         """Return whether a row was there when last looked."""
@@ -83,77 +154,69 @@ class Rows:
             yield None
             return
         try:
-            with self._locked(0):
-                self._catch_up()
+            with self.locked():
+                pass
             yield [key for key in keys if key not in self._done]
         finally:
             self._release(offset)
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> int:
+    def append(self, rows: Iterable[Row]) -> int:
         """Write rows that are not there yet, and return how many; they survive a crash."""
-        with self._locked(0):
-            self._catch_up()
-            fresh: dict[Key, str] = {}
+        with self.locked():
+            fresh: dict[Key, Row] = {}
             for row in rows:
-                if (key := Key.of(row)) not in self._done:
-                    fresh.setdefault(key, json.dumps(row, ensure_ascii=False) + "\n")
-            if fresh:
-                with self.path.open("ab") as file:
-                    file.write("".join(fresh.values()).encode("utf-8"))
-                    file.flush()
-                    os.fsync(file.fileno())
-                    self._read = file.tell()
-                self._done.update(fresh)
+                problem = self.kind.problem_of(row)
+                assert problem is None, problem
+                if (key := self.kind.key_of(row)) not in self._done:
+                    fresh.setdefault(key, row)
+            if fresh and self.path is not None:
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in fresh.values()]
+                try:
+                    with self.path.open("ab") as file:
+                        file.write("".join(lines).encode("utf-8"))
+                        file.flush()
+                        os.fsync(file.fileno())
+                        self._read = file.tell()
+                except OSError as error:
+                    raise _refusal(self.path, error) from error
+            for row in fresh.values():
+                self._note(row)
         return len(fresh)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing while the block runs, knowing all that they wrote."""
+        self._take(0, wait=True)
+        try:
+            self._catch_up()
+            yield
+        finally:
+            self._release(0)
+
+    def _note(self, row: Row) -> None:
+        self._done.add(self.kind.key_of(row))
+        if self._keeps:
+            self.rows.append(row)
 
     def _catch_up(self) -> None:
         """Learn of rows that other processes wrote, and remove a line that one left unfinished."""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return
         with self.path.open("r+b") as file:
             file.seek(self._read)
             new = file.read()
             whole = new[: new.rfind(b"\n") + 1]
+            for row in _rows_in(whole, self.path, self.kind):
+                self._note(row)
             if len(whole) < len(new):
+                if not (self._done or new.startswith(b"{")):
+                    raise _no_row(self.path, self.kind, "not JSON", new.decode(errors="replace"))
                 file.truncate(self._read + len(whole))
-        for line in whole.decode("utf-8").split("\n")[:-1]:
-            try:
-                self._done.add(Key.of(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise EvaluationError(
-                    f"{self.path} holds a line that is no row ({error}): {line[:60]!r}; mend or "
-                    "remove it, or write to another folder with -o"
-                ) from error
         self._read += len(whole)
-
-    def _check_settings(self, path: Path, settings: Mapping[str, Any], command: str) -> None:
-        """Write the settings, or compare them with those of the rows that are there."""
-        commands = [command] if command else []
-        merged = {"format": FORMAT, "version": 1, **settings, "commands": commands}
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            merged["commands"] = list(dict.fromkeys([*before.pop("commands", []), *commands]))
-            merged["data"] = {**before.get("data", {}), **settings.get("data", {})}
-            for name, value in _flat(before):
-                now = dict(_flat(merged)).get(name)
-                if now != value:
-                    raise EvaluationError(
-                        f"{path.parent} holds rows made with {name} = {value!r}, and this run has "
-                        f"{now!r}; use the same, or write to another folder with -o"
-                    )
-        write_text(path, json.dumps(merged, indent=2, sort_keys=True) + "\n")
-
-    @contextlib.contextmanager
-    def _locked(self, offset: int) -> Iterator[None]:
-        self._take(offset, wait=True)
-        try:
-            yield
-        finally:
-            self._release(offset)
 
     def _take(self, offset: int, wait: bool) -> bool:
         """Lock one byte of the lock file, which stands for one piece of work."""
-        if fcntl is None:
+        if fcntl is None or self._lock is None:
             return True
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, offset)
@@ -162,14 +225,74 @@ class Rows:
         return True
 
     def _release(self, offset: int) -> None:
-        if fcntl is not None and not self._lock.closed:
+        if fcntl is not None and self._lock is not None and not self._lock.closed:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, offset)
 
 
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every leaf with its dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
+def open_folder(folder: Path, settings: Mapping[str, Any], command: str = "") -> RowFile:
+    """Open an evaluation's folder, made if it is not there, for rows with these settings.
+
+    `settings["data"]` names data files by their hash: further ones may be added later. The command
+    is kept beside those that wrote here before. Raises `EvaluationError` when the folder's rows
+    were made with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = RowFile(folder / "rows.jsonl", ANSWER)
+    try:
+        with rows.locked():
+            _keep_settings(folder / "run.json", settings, [command] if command else [])
+    except BaseException:
+        rows.close()
+        raise
+    return rows
+
+
+def _keep_settings(path: Path, settings: Mapping[str, Any], commands: list[str]) -> None:
+    """Write the settings, or compare them with those of the rows that are there."""
+    merged = {"format": FORMAT, "version": 1, **settings, "commands": commands}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        merged["commands"] = list(dict.fromkeys([*before.pop("commands", []), *commands]))
+        merged["data"] = {**before.get("data", {}), **settings.get("data", {})}
+        if before.get("format") == OLD_FORMAT:
+            before["format"] = FORMAT
+        known = flatten(before)
+        refuse_change(
+            before,
+            merged,
+            EvaluationError,
+            what=f"the rows in {path.parent} were made",
+            cure="use the same, or write to another folder with -o",
+            may_change=lambda name: name not in known,
+        )
+    write_text(path, json.dumps(merged, indent=2, sort_keys=True) + "\n")
+
+
+def read_rows(path: Path, kind: RowKind) -> list[Row]:
+    """Return the whole rows of a file; an unfinished last line is left out."""
+    data = path.read_bytes()
+    return list(_rows_in(data[: data.rfind(b"\n") + 1], path, kind))
+
+
+def _rows_in(lines: bytes, path: Path, kind: RowKind) -> Iterator[Row]:
+    for line in lines.decode("utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise _no_row(path, kind, str(error), line) from error
+        if problem := kind.problem_of(row):
+            raise _no_row(path, kind, problem, line)
+        yield row
+
+
+def _no_row(path: Path, kind: RowKind, problem: str, line: str) -> EvaluationError:
+    return EvaluationError(
+        f"{path} holds a line that is no row of {kind.name} ({problem}): {line[:60]!r}; fix or "
+        "remove it, or write to another place with -o"
+    )
+
+
+def _refusal(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"cannot write {path}: {error.strerror or error}; choose another place with -o"
+    )

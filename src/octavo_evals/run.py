@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +17,13 @@ import octavo
 from octavo.errors import ConfigError, EvaluationError, PromptTooLongError
 from octavo.machine import Peak, describe_machine
 from octavo.model import Model
+from octavo.progress import Progress
 from octavo_evals.methods import Method, label, make_method
 from octavo_evals.parts import Parts, cut
 from octavo_evals.reading import Held, Unserved
-from octavo_evals.rows import Key, Rows
+from octavo_evals.rows import ANSWER, Key, open_folder
 from octavo_evals.task import DataFiles, Item, Request, Task
 
-OnRow = Callable[[str, int, int], None]
-"""Called as `on_row(what, done, total)`."""
 _TIMES = ("ttft_seconds", "decode_seconds")
 
 
@@ -56,7 +55,7 @@ class _Work:
 
     def key(self, item: Item) -> Key:
         """Return what an item's row will be about."""
-        return Key(self.task.name, self.length, item.id, self.method.name, self.method.ratio)
+        return self.task.name, self.length, item.id, self.method.name, self.method.ratio
 
 
 def evaluate(
@@ -70,7 +69,7 @@ def evaluate(
     seed: int = 42,
     data: DataFiles | None = None,
     command: str = "",
-    on_row: OnRow | None = None,
+    on_row: Progress | None = None,
 ) -> Account:
     """Write the rows that `folder` does not hold yet, and return what was done.
 
@@ -86,7 +85,7 @@ def evaluate(
     works = list(_plan(model, tasks, made, lengths, limit, seed, data))
     account = Account()
     total = sum(len(work.items) for work in works)
-    rows = Rows(folder, _settings(model, seed, data), command)
+    rows = open_folder(folder, _settings(model, seed, data), command)
     common = {**_about(model), "seed": seed}
     try:
         taken: list[_Work] = []
@@ -99,7 +98,7 @@ def evaluate(
                     if todo is None:
                         taken.append(work)
                         continue
-                    for row in _run(model, work, {key.id for key in todo}, account):
+                    for row in _run(model, work, set(todo), account):
                         account.written += rows.append([{**common, **row}])
                         if on_row is not None:
                             on_row(_name(work), account.written + account.found, total)
@@ -133,7 +132,7 @@ def _plan(
             )
             items = list(task.items(request))
             if not items:
-                raise EvaluationError(f"{task.name} has no items in the data given; mend it")
+                raise EvaluationError(f"{task.name} has no items in the data given; fix it")
             if len({item.id for item in items}) < len(items):
                 raise EvaluationError(f"{task.name} gives two items one id; ids must differ")
             groups = [
@@ -156,7 +155,7 @@ def _stranger(groups: Sequence[Sequence[Item]], at: int) -> str:
 
 
 def _run(
-    model: Model, work: _Work, todo: set[str], account: Account
+    model: Model, work: _Work, todo: set[Key], account: Account
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of one parcel of work, as they are made."""
     method = work.method
@@ -165,7 +164,7 @@ def _run(
     model.engine.forget()  # no prefix of an earlier context: a first question pays for all it needs
     held: Held | None = None
     for item, stranger in work.items:
-        if item.id not in todo:
+        if work.key(item) not in todo:
             continue
         parts = cut(model.prompts, item, stranger)
         row = _empty_row(work, item, parts)
@@ -201,7 +200,7 @@ def _run(
 def _empty_row(work: _Work, item: Item, parts: Parts) -> dict[str, Any]:
     """Return what is known of a row before it is answered."""
     return {
-        **work.key(item)._asdict(),
+        **dict(zip(ANSWER.key, work.key(item), strict=True)),
         "references": list(item.references),
         "metric": work.task.metric,
         "context_tokens": len(parts.context),

@@ -1,7 +1,7 @@
 """Time compression and raw prefill with random weights: `octavo bench`.
 
 Read in this order: `shapes` (what is built), `floor` (what it must cost), `measure` (one
-measurement), `run` (all of them, in turn), `rows` (the file), `summary` (medians and speed-ups).
+measurement, by the engine), `run` (all of them, in turn), `summary` (medians and speed-ups).
 """
 
 from octavo_evals.bench.run import Settings, run

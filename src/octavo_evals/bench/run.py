@@ -16,17 +16,19 @@ import transformers
 
 import octavo
 from octavo.costs import MARKS, Floor
+from octavo.engine.base import Engine
+from octavo.engine.local import PREFILL_POSITIONS
 from octavo.errors import EvaluationError
 from octavo.machine import describe_machine, find_device, is_out_of_memory, memory_of, parse_dtype
+from octavo.nn import LCLM
 from octavo.nn.encoder import ENCODE_BATCH_TOKENS
-from octavo_evals.bench.measure import Reader, check_method, measure
-from octavo_evals.bench.rows import Row, Rows
-from octavo_evals.bench.shapes import LOWER_RIGHT, Shape, build, check_ratios, find_shape
+from octavo.progress import Progress, ignore
+from octavo.settings import refuse_change
+from octavo_evals.bench.measure import check_method, measure
+from octavo_evals.bench.shapes import Shape, build, check_ratios, find_shape, open_engine
+from octavo_evals.rows import MEASUREMENT, Row, RowFile
 
-Report = Callable[[str, int, int], None]
-"""Called as `report(what, done, total)`."""
 OUT_OF_MEMORY = "out of memory"
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +48,14 @@ class Settings:
     question_tokens: int = 64
     new_tokens: int = 32
     """Of the answer; the first is part of the time to first token."""
-    chunk: int = 8192
+    batch: int = 0
+    """Questions asked in one call, and once more one by one; 0 leaves that out."""
+    chunk: int = PREFILL_POSITIONS
     """Positions that the decoder reads at once."""
     encode_batch: int = ENCODE_BATCH_TOKENS
     """Source tokens that the encoder reads at once."""
     attention: str | None = None
-    """By default the fastest that every torch has: `sdpa`, on CUDA with chunks but no mask."""
+    """By default `sdpa`, which the engine improves upon."""
     device: str | None = None
     dtype: str | None = None
     """By default bf16 on CUDA and fp32 elsewhere."""
@@ -64,9 +68,10 @@ class Settings:
                 raise EvaluationError(f"no {name} were given; give at least one")
         if not self.ratios and set(self.methods) != {"raw"}:
             raise EvaluationError("no ratios were given; give at least one, or --method raw alone")
-        least = {"repeats": 1, "questions": 2, "new_tokens": 2}
+        least = {"questions": 2, "new_tokens": 2, "batch": 0}
         for name in (
-            "repeats", "questions", "question_tokens", "new_tokens", "chunk", "encode_batch",
+            "repeats", "questions", "question_tokens", "new_tokens", "batch", "chunk",
+            "encode_batch",
         ):  # fmt: skip
             if getattr(self, name) < least.get(name, 1):
                 option = name.replace("_", "-")
@@ -81,7 +86,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Trial:
     """One method at one ratio and one length."""
 
     method: str
@@ -89,26 +94,21 @@ class Cell:
     length: int
 
     def key(self, shape: str, repeat: int | None) -> tuple[Any, ...]:
-        """Return what tells its rows apart; a skipped cell has one row, of no repeat."""
+        """Return the key of its row; what was skipped has one row, of no repeat."""
         return shape, self.length, self.method, self.ratio, repeat
 
 
-def cells_of(settings: Settings, length: int) -> list[Cell]:
+def trials_of(settings: Settings, length: int) -> list[Trial]:
     """Return what is measured side by side at one length, in order."""
     ratios: dict[str, tuple[int | None, ...]] = {"raw": (None,)}
     return [
-        Cell(method, ratio, length)
+        Trial(method, ratio, length)
         for method in dict.fromkeys(settings.methods)
         for ratio in ratios.get(method, tuple(dict.fromkeys(settings.ratios)))
     ]
 
 
-def key_of(row: Row) -> tuple[Any, ...]:
-    """Return the key of a row, as `Cell.key` does."""
-    return tuple(row[name] for name in ("shape", "length", "method", "ratio", "repeat"))
-
-
-def run(settings: Settings, output: Path | None = None, report: Report | None = None) -> list[Row]:
+def run(settings: Settings, output: Path | None = None, progress: Progress = ignore) -> list[Row]:
     """Measure what `output` lacks, and return the rows of these settings.
 
     Shapes and lengths may be added to a file later; everything else must be as it was, the machine
@@ -120,11 +120,23 @@ def run(settings: Settings, output: Path | None = None, report: Report | None = 
     shapes = [find_shape(name) for name in dict.fromkeys(settings.shapes)]
     for shape in shapes:
         check_ratios(shape, settings.ratios)
-    attention = settings.attention or (LOWER_RIGHT if device.type == "cuda" else "sdpa")
-    about = _about(settings, device, dtype, attention)
-    with Rows(output, about) as rows:
+    about = _about(settings, device, dtype)
+    with RowFile(output, MEASUREMENT, keeps=True) as rows, rows.claim(()) as claimed:
+        if claimed is None:
+            raise EvaluationError(
+                f"another process is measuring into {output}; wait for it: two at once would slow "
+                "each other down"
+            )
+        for row in rows.rows:
+            refuse_change(
+                {name: row.get(name) for name in about},
+                about,
+                EvaluationError,
+                what=f"the rows of {output} were measured",
+                cure="give -o another file, or the same settings to go on",
+            )
         for shape in shapes:
-            _Bench(settings, shape, device, dtype, attention, rows, report or _ignore).run()
+            _Bench(settings, shape, device, dtype, rows, about, progress).run()
         wanted = {shape.name for shape in shapes}
         lengths = set(settings.lengths)
         return [row for row in rows.rows if row["shape"] in wanted and row["length"] in lengths]
@@ -139,145 +151,142 @@ class _Bench:
         shape: Shape,
         device: torch.device,
         dtype: torch.dtype,
-        attention: str,
-        rows: Rows,
-        report: Report,
+        rows: RowFile,
+        about: Row,
+        progress: Progress,
     ) -> None:
-        self._settings, self._shape, self._rows, self._report = settings, shape, rows, report
-        self._device = device
+        self._settings, self._shape, self._device = settings, shape, device
+        self._rows, self._about, self._progress = rows, about, progress
         longest = max(settings.lengths) + settings.question_tokens + settings.new_tokens + MARKS
         self._how: dict[str, Any] = {
             "ratios": settings.ratios, "positions": longest, "dtype": dtype,
-            "attention": attention, "seed": settings.seed,
+            "attention": settings.attention or "sdpa", "seed": settings.seed,
         }  # fmt: skip
         self._floor = Floor(build(shape, device="meta", **self._how))
-        self._cells = {
-            length: cells_of(settings, length) for length in dict.fromkeys(settings.lengths)
+        self._trials = {
+            length: trials_of(settings, length) for length in dict.fromkeys(settings.lengths)
         }
 
     def run(self) -> None:
         """Measure what is missing; build the weights only if there is something to measure."""
-        for cells in self._cells.values():
-            for cell in cells:
-                reason = self._misfit(cell)
-                if reason and not self._is_done(cell):
-                    self._skip(cell, reason)
-        if all(self._is_done(cell) for cells in self._cells.values() for cell in cells):
+        for trials in self._trials.values():
+            for trial in trials:
+                reason = self._misfit(trial)
+                if reason and not self._is_done(trial):
+                    self._skip(trial, reason)
+        if all(self._is_done(trial) for trials in self._trials.values() for trial in trials):
             return
-        self._report(f"building {self._shape.name}", 0, 0)
-        reader = self._or_skip(self._reader, *(c for cells in self._cells.values() for c in cells))
-        if reader is not None:
-            for length, cells in self._cells.items():
-                self._measure(reader, length, cells)
+        self._progress(f"building {self._shape.name}", 0, 0)
+        everything = [trial for trials in self._trials.values() for trial in trials]
+        lclm = self._or_skip(
+            lambda: build(self._shape, device=self._device, **self._how), *everything
+        )
+        if lclm is None:
+            return
+        engine = open_engine(
+            lclm, prefill=self._settings.chunk, encode_batch=self._settings.encode_batch
+        )
+        for length, trials in self._trials.items():
+            self._measure(engine, lclm, length, trials)
 
-    def _reader(self) -> Reader:
-        lclm = build(self._shape, device=self._device, **self._how)
-        settings = self._settings
-        return Reader(lclm, chunk=settings.chunk, encode_batch=settings.encode_batch)
-
-    def _measure(self, reader: Reader, length: int, cells: list[Cell]) -> None:
-        """Measure all cells of a length, round by round."""
+    def _measure(self, engine: Engine, lclm: LCLM, length: int, trials: list[Trial]) -> None:
+        """Measure all trials of a length, round by round."""
         done = 0
-        missing = [cell for cell in cells if not self._is_done(cell)]
+        missing = [trial for trial in trials if not self._is_done(trial)]
         if not missing:
             return
         gc.collect()  # once: it takes longer than a small measurement
-        source, questions = self._draw(length)
-        total = len(missing) * (self._settings.repeats + 1)
-        for repeat in range(self._settings.repeats + 1):
-            for cell in missing:
+        settings = self._settings
+        source, *questions = self._draw(length)
+        total = len(missing) * (settings.repeats + 1)
+        for repeat in range(settings.repeats + 1):
+            for trial in missing:
                 done += 1
-                if self._is_done(cell) or (repeat and self._has(cell, repeat)):
+                if self._is_done(trial) or (repeat and self._has(trial, repeat)):
                     continue
-                self._report(f"{self._shape.name}, {length:,} tokens", done, total)
+                self._progress(f"{self._shape.name}, {length:,} tokens", done, total)
                 measured = self._or_skip(
-                    lambda cell=cell: measure(  # type: ignore[misc]
-                        reader, cell.method, cell.ratio or 1, source, questions,
-                        self._settings.new_tokens,
+                    lambda trial=trial: measure(  # type: ignore[misc]
+                        engine, lclm, trial.method, trial.ratio or 1, source,
+                        questions[: settings.questions], questions[settings.questions :],
+                        settings.new_tokens,
                     ),
-                    cell,
+                    trial,
                 )  # fmt: skip
+                engine.forget()  # the next one begins anew, and what did not fit frees its memory
                 if repeat and measured is not None:
-                    self._keep(cell, repeat, measured)
+                    self._keep(trial, repeat, measured)
 
-    def _draw(self, length: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _draw(self, length: int) -> list[list[int]]:
         """Return a context and questions of random ids, the same for every method and repeat."""
         generator = torch.Generator().manual_seed(self._settings.seed + length)
-        sizes = [length] + [self._settings.question_tokens] * self._settings.questions
+        num_questions = self._settings.questions + self._settings.batch
+        sizes = [length] + [self._settings.question_tokens] * num_questions
         drawn = torch.randint(self._shape.vocabulary, (sum(sizes),), generator=generator)
-        source, *questions = drawn.to(self._device).split(sizes)
-        return source, questions
+        return [part.tolist() for part in drawn.split(sizes)]
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def _has(self, cell: Cell, repeat: int | None) -> bool:
-        wanted = cell.key(self._shape.name, repeat)
-        return any(key_of(row) == wanted for row in self._rows.rows)
+    def _has(self, trial: Trial, repeat: int | None) -> bool:
+        return self._rows.is_done(trial.key(self._shape.name, repeat))
 
-    def _is_done(self, cell: Cell) -> bool:
-        """Whether nothing of a cell is missing: it was skipped, or has all its repeats."""
+    def _is_done(self, trial: Trial) -> bool:
+        """Whether nothing of a trial is missing: it was skipped, or has all its repeats."""
         repeats = range(1, self._settings.repeats + 1)
-        return self._has(cell, None) or all(self._has(cell, repeat) for repeat in repeats)
+        return self._has(trial, None) or all(self._has(trial, repeat) for repeat in repeats)
 
-    def _keep(self, cell: Cell, repeat: int, measured: dict[str, Any]) -> None:
+    def _keep(self, trial: Trial, repeat: int, measured: dict[str, Any]) -> None:
         floor, asked = self._floor, self._settings.question_tokens
         compress = 0
-        positions = cell.length
-        if cell.method == "octavo":
-            assert cell.ratio is not None
-            compress = floor.compress_flops(cell.length, cell.ratio)
+        positions = trial.length
+        if trial.method == "octavo":
+            assert trial.ratio is not None
+            compress = floor.compress_flops(trial.length, trial.ratio)
             positions = measured["latents"] + MARKS
         held = measured["kept_positions"]
         next_flops = floor.question_flops(asked, past=held)
         # Of the tokens after the first, the middle one stands for all: costs rise linearly.
         middle = held + asked + measured["decode_tokens"] / 2
-        self._rows.add(
-            self._head(cell, repeat)
-            | measured
-            | {
-                "flops": compress + floor.read_flops(positions) + next_flops,
-                "compress_flops": compress,
-                "next_flops": next_flops,
-                "decode_bytes": floor.decode_bytes(round(middle)),
-                "weight_bytes": floor.weight_bytes,
-                "skipped": None,
-            }
-        )
+        counted = {
+            "flops": compress + floor.read_flops(positions) + next_flops,
+            "compress_flops": compress,
+            "next_flops": next_flops,
+            "decode_bytes": floor.decode_bytes(round(middle)),
+            "weight_bytes": floor.weight_bytes,
+        }
+        self._add(trial, repeat, {**measured, **counted, "skipped": None})
 
-    def _skip(self, cell: Cell, reason: str) -> None:
-        nothing = dict.fromkeys(("compress_seconds", "first_seconds", "next_seconds"))
-        self._rows.add(self._head(cell, None) | nothing | {"skipped": reason})
+    def _skip(self, trial: Trial, reason: str) -> None:
+        self._add(trial, None, {"skipped": reason})
 
-    def _head(self, cell: Cell, repeat: int | None) -> Row:
-        return {
-            "shape": self._shape.name, "method": cell.method, "ratio": cell.ratio,
-            "length": cell.length, "repeat": repeat,
-        }  # fmt: skip
+    def _add(self, trial: Trial, repeat: int | None, values: Row) -> None:
+        key = dict(zip(MEASUREMENT.key, trial.key(self._shape.name, repeat), strict=True))
+        self._rows.append([{**key, **values, **self._about}])
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def _or_skip(self, work: Callable[[], Any], *cells: Cell) -> Any:
-        """Return what `work` does, or skip `cells` and return None when memory runs out."""
+    def _or_skip(self, work: Callable[[], Any], *trials: Trial) -> Any:
+        """Return what `work` does, or skip `trials` and return None when memory runs out."""
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler: the traceback no longer holds what the work had made.
-        for cell in cells:
-            if not self._is_done(cell):
-                self._skip(cell, OUT_OF_MEMORY)
+        for trial in trials:
+            if not self._is_done(trial):
+                self._skip(trial, OUT_OF_MEMORY)
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return None
 
-    def _misfit(self, cell: Cell) -> str | None:
-        """Return why a cell cannot fit, from its weights and what its cache holds at the end."""
+    def _misfit(self, trial: Trial) -> str | None:
+        """Return why a trial cannot fit, from its weights and what its cache holds at the end."""
         memory = memory_of(self._device)
         if memory is None:
             return None
-        held = cell.length if cell.ratio is None else -(-cell.length // cell.ratio)
+        held = trial.length if trial.ratio is None else -(-trial.length // trial.ratio)
         positions = held + self._settings.question_tokens + self._settings.new_tokens
         cache, weights = self._floor.kv_bytes * positions, self._floor.weight_bytes
         if cache + weights <= memory:
@@ -286,23 +295,17 @@ class _Bench:
         return "{}: {} of KV cache and {} of weights exceed {}".format(OUT_OF_MEMORY, *sizes)
 
 
-def _about(
-    settings: Settings, device: torch.device, dtype: torch.dtype, attention: str
-) -> dict[str, Any]:
+def _about(settings: Settings, device: torch.device, dtype: torch.dtype) -> Row:
     """Return what every row of a file has in common."""
     is_cuda = device.type == "cuda"
+    shared = ("repeats", "questions", "question_tokens", "new_tokens", "batch", "chunk",
+              "encode_batch", "seed")  # fmt: skip
     return {
         "methods": list(settings.methods),
         "ratios": list(settings.ratios),
-        "repeats": settings.repeats,
-        "questions": settings.questions,
-        "question_tokens": settings.question_tokens,
-        "new_tokens": settings.new_tokens,
-        "chunk": settings.chunk,
-        "encode_batch": settings.encode_batch,
-        "attention": attention,
-        "cache": "transformers DynamicCache",
-        "seed": settings.seed,
+        **{name: getattr(settings, name) for name in shared},
+        "attention": settings.attention or "sdpa",
+        "reader": "LocalEngine",
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -314,7 +317,3 @@ def _about(
             "python": platform.python_version(),
         },
     }
-
-
-def _ignore(what: str, done: int, total: int) -> None:
-    """Report to nobody."""

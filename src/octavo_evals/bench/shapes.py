@@ -9,25 +9,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.nn.attention.bias import causal_lower_right
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from octavo.config import Extension, ModelConfig, check_ratio_divides_window
+from octavo.engine.local import LocalEngine
 from octavo.errors import EvaluationError, OctavoError
 from octavo.nn import LCLM, LCLMConfig
-
-LOWER_RIGHT = "sdpa-lower-right"
-"""Our attention for prefill in chunks; see `attend_lower_right`."""
+from octavo.weights.layout import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,13 +199,9 @@ def build(
 
 
 def _set_attention(lclm: LCLM, attention: str) -> None:
-    if attention == LOWER_RIGHT:
-        AttentionInterface.register(LOWER_RIGHT, attend_lower_right)
-    # Windows are read whole: the encoder's own causal path needs no help.
-    encoders = "sdpa" if attention == LOWER_RIGHT else attention
     try:
         lclm.decoder.set_attn_implementation(attention)
-        lclm.encoder.body.set_attn_implementation(encoders)
+        lclm.encoder.body.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise EvaluationError(
@@ -221,34 +209,14 @@ def _set_attention(lclm: LCLM, attention: str) -> None:
         ) from error
 
 
-def attend_lower_right(
-    module: Any,
-    query_BHTD: torch.Tensor,
-    key_BGSD: torch.Tensor,
-    value_BGSD: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend causally to all that came before, T new positions of S, without making a mask.
+def open_engine(lclm: LCLM, *, prefill: int, encode_batch: int) -> LocalEngine:
+    """Return the engine that users call, over a model that has no tokenizers.
 
-    transformers' own `sdpa` makes a mask of T x S values for every chunk after the first, and with
-    one torch takes neither its flash kernel nor shared key heads: raw prefill in chunks, the
-    baseline, would look several times slower than it is. A T of one, a decoded token, sees all.
+    The decoder reads at most about `prefill` positions at once, the encoder `encode_batch` tokens.
     """
-    num_new, num_all = query_BHTD.shape[2], key_BGSD.shape[2]
-    assert attention_mask is None, "transformers makes masks only for attentions it knows"
-    bias = None
-    if 1 < num_new < num_all:
-        bias = causal_lower_right(num_new, num_all)
-    output_BHTD = torch.nn.functional.scaled_dot_product_attention(
-        query_BHTD,
-        key_BGSD,
-        value_BGSD,
-        attn_mask=bias,
-        is_causal=num_new == num_all > 1,
-        scale=scaling,
-        enable_gqa=query_BHTD.shape[1] != key_BGSD.shape[1],
+    lclm.encoder.encode_batch_tokens = encode_batch
+    none = SimpleNamespace(eos_token_id=None)
+    checkpoint = Checkpoint(
+        lclm=lclm, decoder_tokenizer=none, encoder_tokenizer=none, name="random", fingerprint=""
     )
-    return output_BHTD.transpose(1, 2).contiguous(), None
+    return LocalEngine(checkpoint, lclm.device, prefill=prefill)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.costs import Peaks
-from octavo_evals.bench.rows import Row
+from octavo_evals.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Quartiles:
     """The median of some measurements, and their quartiles."""
 
     median: float
@@ -22,7 +22,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Quartiles":
         """Summarise at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
@@ -34,12 +34,16 @@ class Spread:
 class Measured:
     """What the repeats of one cell came to."""
 
-    first: Spread
-    next: Spread
-    decode: Spread
+    first: Quartiles
+    next: Quartiles
+    decode: Quartiles
     """Tokens per second."""
-    compress: Spread | None
+    compress: Quartiles | None
     """Source tokens per second, for methods that compress."""
+    batch: Quartiles | None
+    """Seconds for several questions in one call."""
+    alone: Quartiles | None
+    """Seconds for the same questions one by one."""
     peak_bytes: int | None
     """The largest of all repeats."""
     row: Row
@@ -69,7 +73,7 @@ class Measured:
 
 
 @dataclass(kw_only=True, slots=True)
-class Summary:
+class BenchSummary:
     """One method at one ratio and length: what was measured, or why not."""
 
     shape: str
@@ -79,7 +83,8 @@ class Summary:
     skipped: str | None
     measured: Measured | None
     speedups: dict[str, Any] = field(default_factory=dict)
-    """Over raw: `first`, `next`, `decode`, `cache`, `break_even`, `break_even_kept`."""
+    """Over raw: `first`, `next`, `decode`, `cache`, `break_even`, `break_even_kept`, and `batch`
+    where it was measured."""
 
     @property
     def label(self) -> str:
@@ -87,7 +92,7 @@ class Summary:
         return self.method if self.ratio is None else f"{self.method}@{self.ratio}"
 
 
-def summarise(rows: Sequence[Row]) -> list[Summary]:
+def summarise(rows: Sequence[Row]) -> list[BenchSummary]:
     """Return a summary per shape, length, method and ratio: raw first, then as in the rows."""
     groups: dict[tuple[str, int, str, int | None], list[Row]] = {}
     for row in rows:
@@ -106,11 +111,11 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 def _summary(
     shape: str, length: int, method: str, ratio: int | None, rows: Sequence[Row]
-) -> Summary:
+) -> BenchSummary:
     reason = next((row["skipped"] for row in rows if row["skipped"]), None)
     timed = [row for row in rows if not row["skipped"]]
     measured = _measured(timed) if timed else None
-    return Summary(
+    return BenchSummary(
         shape=shape, length=length, method=method, ratio=ratio, skipped=reason, measured=measured
     )
 
@@ -120,19 +125,30 @@ def _measured(rows: Sequence[Row]) -> Measured:
     speeds = [row["source_tokens"] / row["compress_seconds"] for row in rows if is_compressing]
     peaks = [row["peak_bytes"] for row in rows if row["peak_bytes"] is not None]
     return Measured(
-        first=Spread.of([row["first_seconds"] for row in rows]),
-        next=Spread.of([row["next_seconds"] for row in rows]),
-        decode=Spread.of([row["decode_tokens"] / row["decode_seconds"] for row in rows]),
-        compress=Spread.of(speeds) if speeds else None,
+        first=Quartiles.of([row["first_seconds"] for row in rows]),
+        next=Quartiles.of([row["next_seconds"] for row in rows]),
+        decode=Quartiles.of([row["decode_tokens"] / row["decode_seconds"] for row in rows]),
+        compress=Quartiles.of(speeds) if speeds else None,
+        batch=_quartiles(rows, "batch_seconds"),
+        alone=_quartiles(rows, "alone_seconds"),
         peak_bytes=max(peaks, default=None),
         row=rows[0],
     )
+
+
+def _quartiles(rows: Sequence[Row], name: str) -> Quartiles | None:
+    """Summarise a column that not every row has."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return Quartiles.of(values) if values else None
 
 
 def _speedups(own: Measured, raw: Measured) -> dict[str, Any]:
     """Compare with raw; a question costs its first token and the rest of its answer."""
     own_first, own_next = (one.median + own.answer_seconds for one in (own.first, own.next))
     raw_first, raw_next = (one.median + raw.answer_seconds for one in (raw.first, raw.next))
+    batch = {}
+    if own.batch and raw.batch:
+        batch = {"batch": round(raw.batch.median / own.batch.median, 2)}
     return {
         "first": round(raw.first.median / own.first.median, 2),
         "next": round(raw.next.median / own.next.median, 2),
@@ -140,6 +156,7 @@ def _speedups(own: Measured, raw: Measured) -> dict[str, Any]:
         "cache": round(raw.row["cache_bytes"] / own.row["cache_bytes"], 2),
         "break_even": break_even(own_first, own_next, raw_first, raw_first),
         "break_even_kept": break_even(own_first, own_next, raw_first, raw_next),
+        **batch,
     }
 
 
@@ -158,7 +175,7 @@ def break_even(
     return 1 + math.ceil(lead / gain) if gain > 0 else None
 
 
-def speedups(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[str, Any]]]:
+def speedups(summaries: Sequence[BenchSummary]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the speed-ups by shape, length and label: `{"smol": {"4096": {"octavo@8": {…}}}}`."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for one in summaries:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +13,16 @@ from octavo.cli.options import AsJson, Device, Dtype, bars
 
 if TYPE_CHECKING:
     from octavo.costs import Peaks
-    from octavo_evals.bench.summary import Spread, Summary
+    from octavo_evals.bench.summary import BenchSummary, Measured, Quartiles
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 _LEGEND = (
-    "first: from the context to the first token, compression included; next: of a later question\n"
-    "x: times as fast as raw; latents: bytes to store; peak: memory above the weights\n"
-    "break-even: questions, answers included, after which a method has cost no more than raw that\n"
-    "reads the context anew for each (anew) or keeps its KV cache (kept)"
+    "first: from the context to the first token, compression included\n"
+    "next: from a later question to its first token; x: times as fast as raw\n"
+    "tok/s: tokens of an answer; compress: context tokens a second\n"
+    "latents: bytes to store; peak: memory above the weights\n"
+    "anew, kept: questions, answers included, after which a method has cost no more\n"
+    "than raw that reads the context anew for each, or keeps its KV cache"
 )
 
 
@@ -57,7 +59,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="sdpa, sdpa-lower-right, eager, flash_attention_2; by default by device.",
+            help="sdpa, eager, flash_attention_2, …; by default sdpa.",
         ),
     ] = None,
     repeats: Annotated[
@@ -69,6 +71,10 @@ def bench(
     questions: Annotated[
         int, typer.Option(min=2, metavar="N", help="Questions about each context.")
     ] = 3,
+    batch: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Also time so many questions in one call."),
+    ] = 0,
     question_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens of a question.")
     ] = 64,
@@ -112,12 +118,12 @@ def bench(
     }  # fmt: skip
     settings = Settings(
         **{name: value for name, value in given.items() if value}, attention=attention,
-        device=device, dtype=dtype, repeats=repeats, questions=questions, chunk=chunk, seed=seed,
-        question_tokens=question_tokens, new_tokens=new_tokens,
+        device=device, dtype=dtype, repeats=repeats, questions=questions, batch=batch, chunk=chunk,
+        question_tokens=question_tokens, new_tokens=new_tokens, seed=seed,
     )  # fmt: skip
     try:
-        with bars() as report:
-            rows = run(settings, out.expanduser() if out else None, report)
+        with bars() as show:
+            rows = run(settings, out.expanduser() if out else None, show)
     except KeyboardInterrupt:
         kept = f"the rows so far are in {shlex.quote(str(out))}" if out else "no rows were kept"
         hint = "the same command goes on" if out else "give -o to keep them"
@@ -138,28 +144,37 @@ def _length(text: str) -> int:
     return int(number) * unit
 
 
-def report_of(summaries: Sequence["Summary"], about: dict[str, Any], peaks: "Peaks") -> str:
-    """Return two tables a shape: what was measured, and how it compares with the floor."""
+def report_of(summaries: Sequence["BenchSummary"], about: dict[str, Any], peaks: "Peaks") -> str:
+    """Return tables of each shape within 80 columns: times, memory, and the least it must cost."""
     versions = about["versions"]
     lines = [
         f"{about['device']}, {about['dtype']}, {about['attention']}, {about['threads']} threads, "
-        f"torch {versions['torch']}, transformers {versions['transformers']}; medians of "
-        f"{about['repeats']} (quartiles)"
+        f"torch {versions['torch']}",
+        f"transformers {versions['transformers']}, medians of {about['repeats']}, ± half the quartile range",
     ]
     for shape in dict.fromkeys(one.shape for one in summaries):
         own = [one for one in summaries if one.shape == shape]
-        lines += ["", shape, *_aligned(_times(own))]
-        lines += ["", f"{shape}: the least it costs", *_aligned(_floors(own, peaks))]
+        tables = [_times(own), _memory(own), _floors(own, peaks)]
+        if any(one.measured and one.measured.batch for one in own):
+            tables.insert(1, _batches(own, about["batch"]))
+        for title, *table in tables:
+            lines += ["", f"{shape}: {title[0]}", *_aligned(table)]
         lines += [
             f"{one.length:,} {one.label} was skipped: {one.skipped}" for one in own if one.skipped
         ]
-    lines += ["", _LEGEND]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _LEGEND])
 
 
-def _spread(spread: "Spread", digits: int = 3) -> str:
-    low, median, high = (f"{x:,.{digits}f}" for x in (spread.low, spread.median, spread.high))
-    return f"{median} ({low}-{high})"
+def _spread(spread: "Quartiles | None", scale: float = 1.0) -> str:
+    if spread is None:
+        return "-"
+    half = (spread.high - spread.low) / 2 / spread.median
+    return f"{_short(spread.median * scale)} ±{half:.0%}"
+
+
+def _short(value: float) -> str:
+    """Return three digits of a number, or all of a large one."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _share(share: float | None) -> str:
@@ -170,56 +185,79 @@ def _size(count: int | None) -> str:
     return format_bytes(count) if count else "-"
 
 
-def _times(summaries: Sequence["Summary"]) -> list[tuple[str, ...]]:
-    """Return the table of what was measured."""
-    lines: list[tuple[str, ...]] = [
-        (
-            "tokens", "method", "first s", "x", "next s", "x", "decode tok/s", "compress tok/s",
-            "KV cache", "latents", "peak", "break-even anew", "kept",
-        )
+_Line = tuple[str, ...]
+
+
+def _rows_of(
+    summaries: Sequence["BenchSummary"], cells: "Callable[[BenchSummary, Measured], _Line]"
+) -> list[_Line]:
+    return [
+        (f"{one.length:,}", one.label, *cells(one, one.measured))
+        for one in summaries
+        if one.measured is not None
+    ]
+
+
+def _gain(one: "BenchSummary", name: str) -> str:
+    return _short(one.speedups[name]) if name in one.speedups else "-"
+
+
+def _even(one: "BenchSummary", name: str) -> str:
+    return str(one.speedups[name] or "never") if one.speedups else "-"
+
+
+def _times(summaries: Sequence["BenchSummary"]) -> list[_Line]:
+    return [
+        ("times",),
+        ("tokens", "method", "first s", "x", "next s", "x", "tok/s", "compress"),
+        *_rows_of(
+            summaries,
+            lambda one, done: (
+                _spread(done.first), _gain(one, "first"), _spread(done.next), _gain(one, "next"),
+                _short(done.decode.median), _short(done.compress.median) if done.compress else "-",
+            ),
+        ),
     ]  # fmt: skip
-    for one in summaries:
-        if (done := one.measured) is None:
-            continue
-        gain = {name: f"{one.speedups[name]:.2f}" for name in ("first", "next") if one.speedups}
-        even = {
-            name: str(one.speedups[name] or "never")
-            for name in ("break_even", "break_even_kept")
-            if one.speedups
-        }
-        lines.append(
-            (
-                f"{one.length:,}", one.label, _spread(done.first), gain.get("first", "-"),
-                _spread(done.next), gain.get("next", "-"), _spread(done.decode, 1),
-                f"{done.compress.median:,.0f}" if done.compress else "-",
+
+
+def _batches(summaries: Sequence["BenchSummary"], count: int) -> list[_Line]:
+    return [
+        (f"{count} questions, answers included",),
+        ("tokens", "method", "one call s", "one by one s", "x of raw's"),
+        *_rows_of(
+            summaries,
+            lambda one, done: (_spread(done.batch), _spread(done.alone), _gain(one, "batch")),
+        ),
+    ]
+
+
+def _memory(summaries: Sequence["BenchSummary"]) -> list[_Line]:
+    return [
+        ("memory, and questions until it has paid off",),
+        ("tokens", "method", "KV cache", "latents", "peak", "anew", "kept"),
+        *_rows_of(
+            summaries,
+            lambda one, done: (
                 _size(done.row["cache_bytes"]), _size(done.row["context_bytes"]),
-                _size(done.peak_bytes), even.get("break_even", "-"),
-                even.get("break_even_kept", "-"),
-            )
-        )  # fmt: skip
-    return lines
-
-
-def _floors(summaries: Sequence["Summary"], peaks: "Peaks") -> list[tuple[str, ...]]:
-    """Return the table of what it had to cost, and how near to the device's peak that was done."""
-    lines: list[tuple[str, ...]] = [
-        (
-            "tokens", "method", "first TFLOP", "TFLOP/s", "of peak", "GB/token", "GB/s", "of peak",
-        )
+                _size(done.peak_bytes), _even(one, "break_even"), _even(one, "break_even_kept"),
+            ),
+        ),
     ]  # fmt: skip
-    for one in summaries:
-        if (done := one.measured) is None:
-            continue
+
+
+def _floors(summaries: Sequence["BenchSummary"], peaks: "Peaks") -> list[_Line]:
+    def cells(one: "BenchSummary", done: "Measured") -> _Line:
         first, decode = done.of_peak(peaks)
-        lines.append(
-            (
-                f"{one.length:,}", one.label, f"{done.row['flops'] / 1e12:.3g}",
-                f"{done.first_tflops:.3g}", _share(first),
-                f"{done.row['decode_bytes'] / 1e9:.3g}", f"{done.decode_gbps:.3g}",
-                _share(decode),
-            )
+        return (
+            f"{done.row['flops'] / 1e12:.3g}", f"{done.first_tflops:.3g}", _share(first),
+            f"{done.row['decode_bytes'] / 1e9:.3g}", f"{done.decode_gbps:.3g}", _share(decode),
         )  # fmt: skip
-    return lines
+
+    return [
+        ("the least it must cost, and how near to the device's peak that was done",),
+        ("tokens", "method", "TFLOP", "TFLOP/s", "of peak", "GB/token", "GB/s", "of peak"),
+        *_rows_of(summaries, cells),
+    ]
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

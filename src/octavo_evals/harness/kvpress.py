@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,12 @@ from transformers import DynamicCache
 
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.model import Model
-from octavo.nn.cache import as_keyword
+from octavo.nn.cache import as_keyword, bytes_of
 from octavo_evals.parts import Parts
 from octavo_evals.reading import (
     Answer,
     Held,
-    Reading,
+    Outcome,
     Unserved,
     check_fits,
     reply_to_target,
@@ -48,6 +48,61 @@ _CLASSES = {
     "knorm": "KnormPress",
     "tova": "TOVAPress",
 }
+
+
+class PressedCache:
+    """A context as a press left its KV cache, ready for questions at their true positions."""
+
+    def __init__(self, decoder: Any, ids: Sequence[int], press: Any) -> None:
+        """Let the decoder read the context in one pass, as presses want it, and thin the cache."""
+        self._decoder, self._cache = decoder, DynamicCache()
+        self.positions = len(ids)
+        with torch.no_grad(), press(decoder):
+            # By keyword: KVzip looks for input_ids there.
+            decoder.model(
+                input_ids=torch.tensor([list(ids)], device=decoder.device),
+                **as_keyword(self._cache),
+            )
+        self._lengths = [layer.keys.shape[2] for layer in self._cache.layers]
+        self.kept_positions = max(self._lengths)
+        self.kept_bytes = bytes_of(self._cache)
+
+    def answer(self, question: Sequence[int], max_new_tokens: int) -> Generator[int]:
+        """Yield the likeliest tokens behind a question; the cache is cut back afterwards."""
+        ids, position = list(question), self.positions
+        try:
+            for _ in range(max_new_tokens):
+                token = int(self._read(ids, position, 1)[-1].argmax())
+                yield token
+                position += len(ids)
+                ids = [token]
+        finally:
+            self._cut()
+
+    def score(self, question: Sequence[int], target: Sequence[int]) -> torch.Tensor:
+        """Return the logits `PV` that precede each token of a target behind a question."""
+        try:
+            ids = [*question, *target]
+            return self._read(ids, self.positions, len(target) + 1)[:-1].float()
+        finally:
+            self._cut()
+
+    def _read(self, ids: list[int], position: int, keep: int) -> torch.Tensor:
+        """Return the logits `TV` of the last `keep` of some ids."""
+        device = self._decoder.device
+        with torch.no_grad():
+            output = self._decoder(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.arange(position, position + len(ids), device=device)[None],
+                logits_to_keep=keep,
+                **as_keyword(self._cache),
+            )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _cut(self) -> None:
+        for layer, length in zip(self._cache.layers, self._lengths, strict=True):
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
 
 
 class Press:
@@ -75,68 +130,25 @@ class Press:
             )
         check_fits(self._model, len(ids), 1)
         started = time.perf_counter()
-        cache = DynamicCache()
-        with torch.no_grad(), self._press(self._decoder):
-            # By keyword: KVzip looks for input_ids there.
-            self._decoder.model(
-                input_ids=torch.tensor([ids], device=self._decoder.device), **as_keyword(cache)
-            )
-        return Held(state=(cache, len(ids)), compress_seconds=time.perf_counter() - started)
+        cache = PressedCache(self._decoder, ids, self._press)
+        return Held(state=cache, compress_seconds=time.perf_counter() - started)
 
-    def reply(self, held: Held, parts: Parts) -> Reading:
-        """Read the question behind the pressed cache, answer, and cut the cache back."""
-        cache, position = held.state
+    def reply(self, held: Held, parts: Parts) -> Outcome:
+        """Read the question behind the pressed cache and answer it."""
+        cache: PressedCache = held.state
         _, rest = self._split(parts)
-        num_prompt = position + len(rest)
-        room = len(parts.target) or parts.item.max_new_tokens
-        check_fits(self._model, num_prompt, room)
-        lengths = [layer.keys.shape[2] for layer in cache.layers]
-        cache_bytes = _bytes(cache)
-        try:
-            with torch.no_grad():
-                if parts.target:
-                    ids = [*rest, *parts.target]
-                    logits = self._read(cache, ids, position, len(parts.target) + 1)
-                    reply = reply_to_target(logits[:-1].float(), parts.target)
-                    return Reading(reply=reply, prompt_tokens=num_prompt, cache_bytes=cache_bytes)
-                return self._answer(cache, rest, position, parts, num_prompt, cache_bytes)
-        finally:
-            for layer, length in zip(cache.layers, lengths, strict=True):
-                layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
-
-    def _answer(
-        self,
-        cache: Any,
-        ids: list[int],
-        position: int,
-        parts: Parts,
-        num_prompt: int,
-        cache_bytes: int,
-    ) -> Reading:
+        num_prompt = cache.positions + len(rest)
+        check_fits(self._model, num_prompt, len(parts.target) or parts.item.max_new_tokens)
+        if parts.target:
+            reply = reply_to_target(cache.score(rest, parts.target), parts.target)
+            return Outcome(reply=reply, prompt_tokens=num_prompt, cache_bytes=cache.kept_bytes)
         answer = Answer(self._model, parts)
-        for _ in range(parts.item.max_new_tokens):
-            token = int(self._read(cache, ids, position, 1)[-1].argmax())
-            if token in self._model.engine.stop_ids:
-                answer.push(None)
+        for token in cache.answer(rest, parts.item.max_new_tokens):
+            is_end = token in self._model.engine.stop_ids
+            answer.push(None if is_end else token)
+            if is_end or answer.is_finished:
                 break
-            answer.push(token)
-            if answer.is_finished:
-                break
-            position += len(ids)
-            ids = [token]
-        return answer.reading(num_prompt, cache_bytes)
-
-    def _read(self, cache: Any, ids: list[int], position: int, keep: int) -> torch.Tensor:
-        """Return the logits `TV` of the last `keep` of some ids at their true positions."""
-        device = self._decoder.device
-        output = self._decoder(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.arange(position, position + len(ids), device=device)[None],
-            logits_to_keep=keep,
-            **as_keyword(cache),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return answer.outcome(num_prompt, cache.kept_bytes)
 
     def _split(self, parts: Parts) -> tuple[list[int], list[int]]:
         """Return what is read and pressed, and what is read behind it, at least one id."""
@@ -144,14 +156,6 @@ class Press:
         ids = [*parts.head, *parts.context, *parts.tail]
         pressed = min(len(parts.head) + len(parts.context) + seen, len(ids) - 1)
         return ids[:pressed], ids[pressed:]
-
-
-def _bytes(cache: Any) -> int:
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-    )
 
 
 def press_for(name: str, ratio: int) -> Any:

@@ -39,7 +39,7 @@ from octavo.weights.layout import resolve
 from octavo_evals.harness.flat import Compress, split
 from octavo_evals.methods import choose, make_method
 from octavo_evals.parts import Parts, cut
-from octavo_evals.reading import Held, Reading, Unserved, read
+from octavo_evals.reading import Held, Outcome, Unserved, read
 from octavo_evals.task import DataFiles, Item
 
 NEW_TOKENS = 256
@@ -206,7 +206,7 @@ class HarnessModel:
             **fields,
         )
 
-    def _read(self, items: Sequence[Item], disable_tqdm: bool) -> Iterator[Reading]:
+    def _read(self, items: Sequence[Item], disable_tqdm: bool) -> Iterator[Outcome]:
         """Yield what the method makes of each item; neighbours share a compressed context."""
         method = self._method
         for at, item in enumerate(tqdm(items, desc="octavo", disable=disable_tqdm)):

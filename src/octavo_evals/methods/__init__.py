@@ -16,7 +16,7 @@ from typing import Protocol
 from octavo.errors import EvaluationError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held, Reading
+from octavo_evals.reading import Held, Outcome
 from octavo_evals.task import DataFiles
 
 
@@ -34,7 +34,7 @@ class Method(Protocol):
         """Compress a context, reading nothing of the question unless `sees_question`."""
         ...
 
-    def reply(self, held: Held, parts: Parts) -> Reading:
+    def reply(self, held: Held, parts: Parts) -> Outcome:
         """Answer an item about the held context."""
         ...
 

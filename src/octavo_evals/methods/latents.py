@@ -13,7 +13,7 @@ from octavo.engine.base import Prompt
 from octavo.errors import EvaluationError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held, Reading, check_fits, read
+from octavo_evals.reading import Held, Outcome, check_fits, read
 from octavo_evals.task import DataFiles
 
 
@@ -48,7 +48,7 @@ class Latents:
         (latents_KD,) = self._model.engine.encode([source], self.ratio)
         return _held(latents_KD, started)
 
-    def reply(self, held: Held, parts: Parts) -> Reading:
+    def reply(self, held: Held, parts: Parts) -> Outcome:
         """Ask about the latents."""
         prompts = self._model.prompts
         slots = [prompts.start_id, *[prompts.slot_id] * held.num_latents, prompts.end_id]
@@ -80,7 +80,7 @@ class Identity:
             latents_KD = table(ids).cpu().clone()
         return _held(latents_KD, started)
 
-    def reply(self, held: Held, parts: Parts) -> Reading:
+    def reply(self, held: Held, parts: Parts) -> Outcome:
         """Ask about the embeddings."""
         slots = [self._model.prompts.slot_id] * held.num_latents
         return read(self._model, _prompt(parts, slots, held.state), parts)

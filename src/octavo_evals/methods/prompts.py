@@ -12,7 +12,7 @@ from octavo.engine.base import Prompt
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held, Reading, read
+from octavo_evals.reading import Held, Outcome, read
 from octavo_evals.task import DataFiles
 
 Keep = Callable[[Parts, int], Sequence[int]]
@@ -22,7 +22,7 @@ PASSAGE_TOKENS = 48
 """About the length of what `bm25` retrieves: two sentences, so that several fit 1,024 / 16."""
 
 
-class Kept:
+class RawText:
     """A method that reads a part of the context as raw text."""
 
     is_masked = False
@@ -42,7 +42,7 @@ class Kept:
         seconds = time.perf_counter() - started
         return Held(state=kept, compress_seconds=seconds if self.ratio else 0.0)
 
-    def reply(self, held: Held, parts: Parts) -> Reading:
+    def reply(self, held: Held, parts: Parts) -> Outcome:
         """Read head, what was kept, and tail; the first two are kept as a prefix."""
         prefix = [*parts.head, *held.state]
         # A method that sees the question keeps nothing that another question could use.
@@ -138,7 +138,7 @@ class Lingua:
         return ids[:budget]
 
 
-def make(name: str, model: Model, ratio: int | None, data: DataFiles) -> Kept:
+def make(name: str, model: Model, ratio: int | None, data: DataFiles) -> RawText:
     """Make the method of that name."""
     if name == "llmlingua2":
         weights = data.places.get("llmlingua2.weights")
@@ -148,13 +148,13 @@ def make(name: str, model: Model, ratio: int | None, data: DataFiles) -> Kept:
                 "(microsoft/llmlingua-2-xlm-roberta-large-meetingbank, downloaded)"
             )
         keep: Keep = Lingua(model.prompts, weights, str(next(model.lclm.parameters()).device))
-        return Kept(name, model, ratio, keep)
+        return RawText(name, model, ratio, keep)
     if name == "bm25":
-        return Kept(name, model, ratio, Retrieval(model.prompts), sees_question=True)
+        return RawText(name, model, ratio, Retrieval(model.prompts), sees_question=True)
     ways: dict[str, Keep] = {
         "full": lambda parts, budget: parts.context,
         "none": lambda parts, budget: (),
         "truncate-left": keep_end,
         "truncate-middle": keep_ends,
     }
-    return Kept(name, model, ratio, ways[name])
+    return RawText(name, model, ratio, ways[name])
