@@ -1,6 +1,7 @@
 """`octavo eval`: rows from one command line, elsewhere if need be, and one line of error."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from conftest import CHECKPOINT, TEXT, Result
 
 from octavo.cli import main
+from octavo.cli.options import ModelChoice
 from octavo_evals import methods, run
+from octavo_evals.runner import Job
 
 MODEL = ("--model", str(CHECKPOINT), "--device", "cpu")
 
@@ -71,7 +74,25 @@ def test_a_method_with_an_environment_of_its_own_runs_there(
         "perplexity", "--length", "20", "--method", "bm25@4", "--python", sys.executable
     )
     assert failed.code == 1
-    assert "its rows so far are kept" in failed.err
+    assert "its rows so far are kept: perplexity has no room" in failed.err
+
+
+def test_a_job_survives_the_way_to_another_python(tmp_path: Path) -> None:
+    job = Job(
+        model=ModelChoice(model=str(CHECKPOINT), device="cpu", base=tmp_path),
+        tasks=("perplexity",), methods=(("snapkv", 4), ("none", None)), folder=tmp_path / "rows",
+        lengths=(400,), data=(f"text={tmp_path}",), command="octavo eval …",
+    )  # fmt: skip
+    assert Job.from_json(job.to_json()) == job
+
+
+@pytest.mark.parametrize("given", ["", "{}", '{"tasks": 3}', json.dumps({"model": {}})])
+def test_the_runner_answers_nonsense_with_one_object(given: str) -> None:
+    line = [sys.executable, "-m", "octavo_evals.runner"]
+    done = subprocess.run(line, input=given, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "stdin holds no job" in json.loads(done.stdout)["error"]
+    assert done.stderr == ""
 
 
 def test_an_interrupt_keeps_the_rows(

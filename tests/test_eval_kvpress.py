@@ -1,52 +1,28 @@
 """KV-cache compression as a rival: with a press that does nothing, and with kvpress itself."""
 
-import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from presses import last_quarter, nothing
 
 import octavo
 from octavo.errors import EvaluationError
-from octavo.nn.cache import find_cache
 from octavo_evals.harness import kvpress
 from octavo_evals.harness.kvpress import Press
 from octavo_evals.methods import make_method
 from octavo_evals.parts import Parts, cut
-from octavo_evals.reading import Reading, Unserved
+from octavo_evals.reading import Outcome, Unserved
 from octavo_evals.task import DataFiles, Item
 
 ROOT = Path(__file__).parents[1]
 STORY = "The mill stood by the river and the miller had three sons. " * 6
-
-
-def nothing(decoder: Any) -> Any:
-    """Press nothing."""
-    return contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def last_quarter(decoder: Any) -> Iterator[None]:
-    """Keep the last quarter of the cache, as a press does after a prefill."""
-    seen: dict[str, Any] = {}
-
-    def note(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        seen["cache"] = find_cache(kwargs)
-
-    hook = decoder.model.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-    for layer in seen["cache"].layers:
-        kept = layer.keys.shape[2] // 4
-        layer.keys, layer.values = layer.keys[:, :, -kept:], layer.values[:, :, -kept:]
 
 
 def parts_of(model: octavo.Model, **fields: Any) -> Parts:
@@ -58,12 +34,12 @@ def parts_of(model: octavo.Model, **fields: Any) -> Parts:
 
 def ask(
     model: octavo.Model, press: Callable[[Any], Any], parts: Parts, name: str = "knorm"
-) -> Reading:
+) -> Outcome:
     method = Press(name, model, 4, press)
     return method.reply(method.hold(parts), parts)
 
 
-def full(model: octavo.Model, parts: Parts) -> Reading:
+def full(model: octavo.Model, parts: Parts) -> Outcome:
     method = make_method("full", None, model, DataFiles())
     return method.reply(method.hold(parts), parts)
 

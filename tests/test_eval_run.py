@@ -19,7 +19,7 @@ from octavo.errors import EvaluationError, MissingExtraError, RatioError
 from octavo_evals import task as tasks_module
 from octavo_evals.methods import choose
 from octavo_evals.parts import cut
-from octavo_evals.rows import Key, Rows
+from octavo_evals.rows import ANSWER, open_folder
 from octavo_evals.run import evaluate
 from octavo_evals.task import DataFiles, Item, Metrics, Reply, Request, find_tasks
 
@@ -384,7 +384,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_rows(
 def test_rows_of_other_settings_are_refused_and_stay(seeing: octavo.Model, tmp_path: Path) -> None:
     evaluate(seeing, [Lamps()], [("full", None)], tmp_path, limit=1)
     before = (tmp_path / "rows.jsonl").read_bytes()
-    with pytest.raises(EvaluationError, match=r"made with seed = 42, and this run has 7; .*-o"):
+    with pytest.raises(EvaluationError, match=r"seed is 7, but the rows .* with 42; .*-o"):
         evaluate(seeing, [Lamps()], [("full", None)], tmp_path, seed=7)
     (tmp_path / "text.txt").write_text("one")
     evaluate(
@@ -403,17 +403,17 @@ def test_rows_of_other_settings_are_refused_and_stay(seeing: octavo.Model, tmp_p
 def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"no": "row"}\n')
     with pytest.raises(EvaluationError, match="holds a line that is no row"):
-        Rows(tmp_path, {})
+        open_folder(tmp_path, {})
 
 
 def test_a_row_is_written_once_whoever_writes_it(tmp_path: Path) -> None:
-    one, other = Rows(tmp_path, {"seed": 1}), Rows(tmp_path, {"seed": 1})
+    one, other = open_folder(tmp_path, {"seed": 1}), open_folder(tmp_path, {"seed": 1})
     assert one.append([row(1, score=1.0), row(1, score=0.0)]) == 1
     assert other.append([row(1, score=0.5), row(2, score=0.5)]) == 1
     assert one.append([row(2, score=0.1)]) == 0
     assert [(r["id"], r["score"]) for r in rows_of(tmp_path)] == [("1", 1.0), ("2", 0.5)]
-    with one.claim([Key.of(row(1)), Key.of(row(3))]) as todo:
-        assert todo == [Key.of(row(3))]
+    with one.claim([ANSWER.key_of(row(1)), ANSWER.key_of(row(3))]) as todo:
+        assert todo == [ANSWER.key_of(row(3))]
     one.close()
     other.close()
 
@@ -421,14 +421,14 @@ def test_a_row_is_written_once_whoever_writes_it(tmp_path: Path) -> None:
 _WRITER = """
 import sys, time
 from pathlib import Path
-from octavo_evals.rows import Key, Rows
+from octavo_evals.rows import ANSWER, open_folder
 
-rows = Rows(Path(sys.argv[1]), {"seed": 1})
+rows = open_folder(Path(sys.argv[1]), {"seed": 1})
 print("ready", flush=True)
 for index in range(400):
     row = {"task": "t", "length": None, "id": str(index), "method": "m", "ratio": 4,
            "answer": "é" * 3000, "writer": sys.argv[2]}
-    with rows.claim([Key.of(row)], wait=index % 7 == 0) as todo:
+    with rows.claim([ANSWER.key_of(row)], wait=index % 7 == 0) as todo:
         if todo:
             rows.append([row])
 """

@@ -8,10 +8,10 @@ from octavo.errors import OctavoError
 
 
 def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted names, `section.field`; an empty section is a value."""
+    """Return nested settings by dotted names, `section.field`; an empty section has none."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{above}{name}.")
         else:
             flat[f"{above}{name}"] = value

@@ -21,8 +21,6 @@ NAME = "octavo-sdpa"
 def use_lower_right(decoder: Any) -> None:
     """Let a decoder that uses `sdpa` use ours; any other attention was somebody's choice."""
     if getattr(decoder.config, "_attn_implementation", None) == "sdpa":
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, make_mask)
         decoder.set_attn_implementation(NAME)
 
 
@@ -49,10 +47,11 @@ def attend(
     key_BGSW: Tensor,
     value_BGSW: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as `sdpa` does: causally without a mask, and where the mask says with one."""
+    """Attend as `sdpa` does, whose arguments these are, also behind a cache without a mask."""
     heads, num_new = query_BHTW.shape[1:3]
     groups, num_all = key_BGSW.shape[1:3]
     if attention_mask is None and 1 < num_new < num_all:
@@ -66,6 +65,11 @@ def attend(
         )
         return output_BHTW.transpose(1, 2).contiguous(), None
     attended: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query_BHTW, key_BGSW, value_BGSW, attention_mask, scaling=scaling, **others
+        module, query_BHTW, key_BGSW, value_BGSW, attention_mask, dropout, scaling, **others
     )
     return attended
+
+
+# Once, here: kvpress wraps every attention that is known when it is imported.
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, make_mask)

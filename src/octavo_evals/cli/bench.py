@@ -145,23 +145,22 @@ def _length(text: str) -> int:
 
 
 def report_of(summaries: Sequence["BenchSummary"], about: dict[str, Any], peaks: "Peaks") -> str:
-    """Return tables of each shape within 80 columns: times, memory, and the least it must cost."""
+    """Return tables of each shape and length, within 80 columns for times below an hour."""
     versions = about["versions"]
     lines = [
         f"{about['device']}, {about['dtype']}, {about['attention']}, {about['threads']} threads, "
         f"torch {versions['torch']}",
-        f"transformers {versions['transformers']}, medians of {about['repeats']}, ± half the quartile range",
+        f"transformers {versions['transformers']}, "
+        f"medians of {about['repeats']}, ± half the quartile range",
     ]
-    for shape in dict.fromkeys(one.shape for one in summaries):
-        own = [one for one in summaries if one.shape == shape]
+    for place in dict.fromkeys((one.shape, one.length) for one in summaries):
+        own = [one for one in summaries if (one.shape, one.length) == place]
         tables = [_times(own), _memory(own), _floors(own, peaks)]
         if any(one.measured and one.measured.batch for one in own):
             tables.insert(1, _batches(own, about["batch"]))
-        for title, *table in tables:
-            lines += ["", f"{shape}: {title[0]}", *_aligned(table)]
-        lines += [
-            f"{one.length:,} {one.label} was skipped: {one.skipped}" for one in own if one.skipped
-        ]
+        for (title,), *table in tables:
+            lines += ["", f"{place[0]}, {place[1]:,} tokens: {title}", *_aligned(table)]
+        lines += [f"{one.label} was skipped: {one.skipped}" for one in own if one.skipped]
     return "\n".join([*lines, "", _LEGEND])
 
 
@@ -191,15 +190,11 @@ _Line = tuple[str, ...]
 def _rows_of(
     summaries: Sequence["BenchSummary"], cells: "Callable[[BenchSummary, Measured], _Line]"
 ) -> list[_Line]:
-    return [
-        (f"{one.length:,}", one.label, *cells(one, one.measured))
-        for one in summaries
-        if one.measured is not None
-    ]
+    return [(one.label, *cells(one, one.measured)) for one in summaries if one.measured is not None]
 
 
 def _gain(one: "BenchSummary", name: str) -> str:
-    return _short(one.speedups[name]) if name in one.speedups else "-"
+    return f"{one.speedups[name]:.2f}" if name in one.speedups else "-"
 
 
 def _even(one: "BenchSummary", name: str) -> str:
@@ -209,7 +204,7 @@ def _even(one: "BenchSummary", name: str) -> str:
 def _times(summaries: Sequence["BenchSummary"]) -> list[_Line]:
     return [
         ("times",),
-        ("tokens", "method", "first s", "x", "next s", "x", "tok/s", "compress"),
+        ("method", "first s", "x", "next s", "x", "tok/s", "compress"),
         *_rows_of(
             summaries,
             lambda one, done: (
@@ -223,7 +218,7 @@ def _times(summaries: Sequence["BenchSummary"]) -> list[_Line]:
 def _batches(summaries: Sequence["BenchSummary"], count: int) -> list[_Line]:
     return [
         (f"{count} questions, answers included",),
-        ("tokens", "method", "one call s", "one by one s", "x of raw's"),
+        ("method", "one call s", "one by one s", "x of raw's"),
         *_rows_of(
             summaries,
             lambda one, done: (_spread(done.batch), _spread(done.alone), _gain(one, "batch")),
@@ -234,7 +229,7 @@ def _batches(summaries: Sequence["BenchSummary"], count: int) -> list[_Line]:
 def _memory(summaries: Sequence["BenchSummary"]) -> list[_Line]:
     return [
         ("memory, and questions until it has paid off",),
-        ("tokens", "method", "KV cache", "latents", "peak", "anew", "kept"),
+        ("method", "KV cache", "latents", "peak", "anew", "kept"),
         *_rows_of(
             summaries,
             lambda one, done: (
@@ -254,8 +249,8 @@ def _floors(summaries: Sequence["BenchSummary"], peaks: "Peaks") -> list[_Line]:
         )  # fmt: skip
 
     return [
-        ("the least it must cost, and how near to the device's peak that was done",),
-        ("tokens", "method", "TFLOP", "TFLOP/s", "of peak", "GB/token", "GB/s", "of peak"),
+        ("the least it must cost, and how near to the peak that was done",),
+        ("method", "TFLOP", "TFLOP/s", "of peak", "GB/token", "GB/s", "of peak"),
         *_rows_of(summaries, cells),
     ]
 
@@ -265,7 +260,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if at == 1 else cell.rjust(width)
+            cell.ljust(width) if at == 0 else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
