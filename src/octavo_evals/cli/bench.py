@@ -249,7 +249,7 @@ def _floors(summaries: Sequence["BenchSummary"], peaks: "Peaks") -> list[_Line]:
         )  # fmt: skip
 
     return [
-        ("the least it must cost, and how near to the peak that was done",),
+        ("the least it must cost, against the peak",),
         ("method", "TFLOP", "TFLOP/s", "of peak", "GB/token", "GB/s", "of peak"),
         *_rows_of(summaries, cells),
     ]
