@@ -157,6 +157,21 @@ def test_the_order_preserving_sum_equals_the_plain_loop() -> None:
         torch.testing.assert_close(layer(embeds_LD, ratio), torch.stack(expected))
 
 
+def test_a_long_span_is_summed_in_pieces_to_the_same_latents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from octavo.nn import lclm
+    from octavo.nn.residual import BlockSum
+
+    model = build()
+    model.residual = BlockSum(model.decoder.config.hidden_size, 4)
+    with torch.no_grad():
+        (whole,) = model.encode(spans([37]), 4)
+        monkeypatch.setattr(lclm, "SUMMED_BLOCKS", 3)
+        (pieces,) = model.encode(spans([37]), 4)
+    assert torch.equal(whole, pieces)
+
+
 def test_an_unknown_attention_adapter_setting_is_refused() -> None:
     with pytest.raises(octavo.ConfigError, match="attn_mlp"):
         ModelConfig(compression_ratio=4, pooling="concat", adapter_type="attn_mlp")

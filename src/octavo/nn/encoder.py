@@ -29,6 +29,9 @@ BUCKET_TOKENS = 64
 ENCODE_BATCH_TOKENS = 16_384
 """Source tokens per forward pass. 16 windows of 1024; the paper used 131,072 on an H200."""
 
+CPU_ENCODE_BATCH_TOKENS = 4_096
+"""On a CPU larger passes are slower: their activations leave the caches and fault in new pages."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -95,7 +98,8 @@ class Encoder(nn.Module):
         self.body = body
         self.settings = config
         self.pad_token_id = pad_token_id
-        self.encode_batch_tokens = ENCODE_BATCH_TOKENS
+        self.encode_batch_tokens: int | None = None
+        """Source tokens per forward pass; None for what suits the device."""
         if config.encoder_mask_type == "bidirectional":
             # For flash attention, which takes no 4-D mask; sdpa and eager get an explicit one.
             body.config.is_causal = False
@@ -152,8 +156,10 @@ class Encoder(nn.Module):
             length = self._input_length(window)
             is_full = window.stop - window.start == full
             buckets[length if is_full else _bucket(length)].append(window)
+        on_cpu = self.device.type == "cpu"
+        usual = CPU_ENCODE_BATCH_TOKENS if on_cpu else ENCODE_BATCH_TOKENS
         for length, members in sorted(buckets.items(), reverse=True):
-            size = max(1, self.encode_batch_tokens // length)
+            size = max(1, (self.encode_batch_tokens or usual) // length)
             for first in range(0, len(members), size):
                 batch = members[first : first + size]
                 yield {window: (row, 0) for row, window in enumerate(batch)}, length

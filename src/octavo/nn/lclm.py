@@ -34,6 +34,9 @@ from octavo.nn.rotary import round_rotary
 from octavo.nn.score import IGNORED, Scores, check_output_is_linear, score_hidden
 from octavo.nn.splice import splice
 
+SUMMED_BLOCKS = 2_048
+"""Blocks whose token embeddings are held at once: memory then does not grow with the text."""
+
 
 class LCLMConfig(PretrainedConfig):  # type: ignore[misc]
     """What `LCLM` is built from: two Hugging Face configs and the published settings."""
@@ -176,7 +179,9 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             ratios = ratio_per_span(ratio, len(spans))
             for index, (span, its_ratio) in enumerate(zip(spans, ratios, strict=True)):
                 ids = torch.as_tensor(span, dtype=torch.long, device=latents[index].device)
-                latents[index] = latents[index] + self.residual(table(ids), its_ratio)
+                pieces = ids.split(SUMMED_BLOCKS * its_ratio)
+                sums = [self.residual(table(piece), its_ratio) for piece in pieces]
+                latents[index] = latents[index] + torch.cat(sums)
         return list(latents)
 
     def embed(self, input_ids_BT: Tensor, latents_SD: Tensor | None) -> Tensor:

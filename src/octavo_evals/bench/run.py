@@ -21,7 +21,6 @@ from octavo.engine.local import PREFILL_POSITIONS
 from octavo.errors import EvaluationError
 from octavo.machine import describe_machine, find_device, is_out_of_memory, memory_of, parse_dtype
 from octavo.nn import LCLM
-from octavo.nn.encoder import ENCODE_BATCH_TOKENS
 from octavo.progress import Progress, ignore
 from octavo.settings import refuse_change
 from octavo_evals.bench.measure import check_method, measure
@@ -52,7 +51,7 @@ class Settings:
     """Questions asked in one call, and once more one by one; 0 leaves that out."""
     chunk: int = PREFILL_POSITIONS
     """Positions that the decoder reads at once."""
-    encode_batch: int = ENCODE_BATCH_TOKENS
+    encode_batch: int | None = None
     """Source tokens that the encoder reads at once."""
     attention: str | None = None
     """By default `sdpa`, which the engine improves upon."""

@@ -209,7 +209,7 @@ def _set_attention(lclm: LCLM, attention: str) -> None:
         ) from error
 
 
-def open_engine(lclm: LCLM, *, prefill: int, encode_batch: int) -> LocalEngine:
+def open_engine(lclm: LCLM, *, prefill: int, encode_batch: int | None) -> LocalEngine:
     """Return the engine that users call, over a model that has no tokenizers.
 
     The decoder reads at most about `prefill` positions at once, the encoder `encode_batch` tokens.

@@ -83,7 +83,7 @@ def bench(
     ] = 8192,
     encode_batch: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Tokens the encoder reads at once; 16384."),
+        typer.Option(min=1, metavar="N", help="Tokens the encoder reads at once; by device."),
     ] = None,
     peak_tflops: Annotated[
         float | None,
