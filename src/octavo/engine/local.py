@@ -64,11 +64,10 @@ class LocalEngine:
     ) -> list[Tensor]:
         """Return the `latents_KD` of each span, on the CPU."""
         ids = [torch.tensor(span, device=self._device) for span in spans]
-        with self._reader.lock, torch.inference_mode():
+        # Not in inference mode: these are ordinary tensors to whoever holds them.
+        with self._reader.lock, torch.no_grad():
             pooled = self._lclm.encoder(ids, ratio, on_tokens)
-            latents = [one.cpu() for one in self._lclm.adapt(pooled, ids, ratio)]
-        # Copied out of inference mode: ordinary tensors to whoever holds them.
-        return [one.clone() for one in latents]
+            return [one.cpu() for one in self._lclm.adapt(pooled, ids, ratio)]
 
     def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
         """Begin to answer prompts. Raises `ContextError` for latents of another width."""

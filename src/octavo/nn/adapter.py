@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from octavo.config import ModelConfig
 
 NORM_EPS = 1e-6  # wire-format §3
+LIFTED_AT_ONCE = 4_096
+"""Vectors in one pass of the MLP: its activations then do not grow with the text."""
 
 
 class AttentionLayer(nn.Module):
@@ -85,12 +87,22 @@ class Adapter(nn.Module):
         spans = [span.to(dtype) for span in spans]
         if self.adapter_type == "attn_mlp":
             spans = [self._attend(span) for span in spans]
-        lifted = torch.cat(list(spans))
-        lifted = self.fc2(nn.functional.gelu(self.fc1(self.norm(lifted))))
+        joined = torch.cat(spans) if len(spans) > 1 else spans[0]
+        if torch.is_grad_enabled():
+            lifted = self._lift(joined)
+        else:
+            lifted = joined.new_empty(len(joined), self.fc2.out_features)
+            for start in range(0, len(joined), LIFTED_AT_ONCE):
+                stop = start + LIFTED_AT_ONCE
+                lifted[start:stop] = self._lift(joined[start:stop])
         spans = list(lifted.split(lengths))
         if self.adapter_type == "mlp_attn":
             spans = [self._attend(span) for span in spans]
         return list(spans)
+
+    def _lift(self, pooled_KE: Tensor) -> Tensor:
+        lifted_KD: Tensor = self.fc2(nn.functional.gelu(self.fc1(self.norm(pooled_KE))))
+        return lifted_KD
 
     def _attend(self, span: Tensor) -> Tensor:
         for layer in self.attention_layers:

@@ -14,6 +14,7 @@ short windows share a row: they are kept apart by positions that restart, or by 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -133,16 +134,27 @@ class Encoder(nn.Module):
             for index, span in enumerate(ids)
             for window in plan_windows(len(span), self.settings, span=index, ratio=ratios[index])
         ]
+        if not windows:
+            return []
+        ends = list(accumulate(window.num_blocks for window in windows))
+        first = dict(zip(windows, [0, *ends], strict=False))
         pooled: dict[Window, Tensor] = {}
+        joined_KE: Tensor | None = None
         for batch, length in self._one_batch(windows) if one_pass else self._batches(windows):
-            hidden_NLE = self._read(batch, length, ids)
-            pooled.update(self._pool(hidden_NLE, batch))
+            for window, vectors in self._pool(self._read(batch, length, ids), batch):
+                if torch.is_grad_enabled():
+                    pooled[window] = vectors
+                    continue
+                # Into one place at once: small results among large ones would break up the heap.
+                if joined_KE is None:
+                    joined_KE = vectors.new_empty(ends[-1], vectors.shape[-1])
+                joined_KE[first[window] : first[window] + len(vectors)] = vectors
             if on_tokens is not None:
                 on_tokens(sum(window.stop - window.start for window in batch))
-        per_span: list[list[Tensor]] = [[] for _ in ids]
-        for window in windows:
-            per_span[window.span].append(pooled[window])
-        return [torch.cat(parts) for parts in per_span]
+        if joined_KE is None:
+            joined_KE = torch.cat([pooled[window] for window in windows])
+        counts = [-(-len(span) // ratio) for span, ratio in zip(ids, ratios, strict=True)]
+        return list(joined_KE.split(counts))
 
     def _input_length(self, window: Window) -> int:
         """Return what a window's input takes, its `eos` markers included."""

@@ -34,8 +34,8 @@ from octavo.nn.rotary import round_rotary
 from octavo.nn.score import IGNORED, Scores, check_output_is_linear, score_hidden
 from octavo.nn.splice import splice
 
-SUMMED_BLOCKS = 2_048
-"""Blocks whose token embeddings are held at once: memory then does not grow with the text."""
+SUMMED_TOKENS = 4_096
+"""Token embeddings held at once, at whole blocks: memory then does not grow with the text."""
 
 
 class LCLMConfig(PretrainedConfig):  # type: ignore[misc]
@@ -179,9 +179,13 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             ratios = ratio_per_span(ratio, len(spans))
             for index, (span, its_ratio) in enumerate(zip(spans, ratios, strict=True)):
                 ids = torch.as_tensor(span, dtype=torch.long, device=latents[index].device)
-                pieces = ids.split(SUMMED_BLOCKS * its_ratio)
-                sums = [self.residual(table(piece), its_ratio) for piece in pieces]
-                latents[index] = latents[index] + torch.cat(sums)
+                if torch.is_grad_enabled():
+                    latents[index] = latents[index] + self.residual(table(ids), its_ratio)
+                    continue
+                blocks = -(-SUMMED_TOKENS // its_ratio)
+                pieces = ids.split(blocks * its_ratio)
+                for lifted, piece in zip(latents[index].split(blocks), pieces, strict=True):
+                    lifted += self.residual(table(piece), its_ratio)
         return list(latents)
 
     def embed(self, input_ids_BT: Tensor, latents_SD: Tensor | None) -> Tensor:
