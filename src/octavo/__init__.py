@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from octavo.generate import Completion, Stream, Timings, Usage
     from octavo.loading import assemble, load
     from octavo.model import Model
-    from octavo.nn.lclm import LCLM, LCLMConfig
+    from octavo.nn import LCLM, LCLMConfig
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ _HOMES = {
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
     "octavo.model": ["Model"],
-    "octavo.nn.lclm": ["LCLM", "LCLMConfig"],
+    "octavo.nn": ["LCLM", "LCLMConfig"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -3,6 +3,7 @@
 Read in this order: `encoder`, `pooling`, `adapter`, `splice`, `lclm`.
 """
 
-from octavo.nn.lclm import LCLM, LCLMConfig
+from octavo.nn.config import LCLMConfig
+from octavo.nn.lclm import LCLM
 
 __all__ = ["LCLM", "LCLMConfig"]

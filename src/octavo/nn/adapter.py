@@ -9,7 +9,6 @@ the decoder's. Parameter names and mathematics are those of the published `adapt
 (wire-format §3).
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,12 +28,11 @@ class AttentionLayer(nn.Module):
     def __init__(self, host: Any) -> None:
         """Build a fresh layer of the kind and size that the headless model `host` is made of."""
         super().__init__()
-        config: Any = copy.deepcopy(host.config)
-        config.is_causal = False
-        self.decoder_layer = type(host.layers[0])(config, layer_idx=0)
+        # The host's own config: what is set on it, as another attention, must reach this layer too.
+        self.decoder_layer = type(host.layers[0])(host.config, layer_idx=0)
         # The flag, not a mask: with no mask at all, every attention implementation obeys it.
         self.decoder_layer.self_attn.is_causal = False
-        self.rotary_emb = type(host.rotary_emb)(config=config)
+        self.rotary_emb = type(host.rotary_emb)(config=host.config)
 
     def forward(self, hidden_KD: Tensor) -> Tensor:
         """Let the K latents of one span see each other; positions are 0..K-1."""
@@ -82,7 +80,7 @@ class Adapter(nn.Module):
         """Lift each span's `pooled_KE` to `latents_KD`. Spans never attend to each other."""
         if not spans:
             return []
-        dtype = self.fc1.weight.dtype
+        dtype = self.norm.weight.dtype  # that of the linear layers may be quantised
         lengths = [len(span) for span in spans]
         spans = [span.to(dtype) for span in spans]
         if self.adapter_type == "attn_mlp":

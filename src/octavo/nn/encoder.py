@@ -107,8 +107,9 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where source ids must be put."""
-        return next(self.body.parameters()).device
+        """Where source ids must be put; hooks move them on where weights are offloaded."""
+        device: torch.device = next(self.body.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
 
     def forward(
         self,

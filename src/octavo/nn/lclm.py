@@ -18,17 +18,18 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
-    GenerationMixin,
-    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
-from octavo.errors import ConfigError, PromptError
+from octavo.errors import PromptError
 from octavo.nn.adapter import Adapter
-from octavo.nn.cache import as_keyword, find_cache
+from octavo.nn.cache import as_keyword
+from octavo.nn.config import LCLMConfig
 from octavo.nn.encoder import Encoder, ratio_per_span
+from octavo.nn.generation import MemoryGenerationMixin
+from octavo.nn.headless import LCLMBody
 from octavo.nn.residual import BlockSum
 from octavo.nn.rotary import round_rotary
 from octavo.nn.score import IGNORED, Scores, check_output_is_linear, score_hidden
@@ -38,41 +39,11 @@ SUMMED_TOKENS = 4_096
 """Token embeddings held at once, at whole blocks: memory then does not grow with the text."""
 
 
-class LCLMConfig(PretrainedConfig):  # type: ignore[misc]
-    """What `LCLM` is built from: two Hugging Face configs and the published settings."""
-
-    model_type = "lclm"
-    sub_configs = {"text_config": AutoConfig, "encoder_config": AutoConfig}  # noqa: RUF012
-
-    def __init__(
-        self,
-        text_config: Any = None,
-        encoder_config: Any = None,
-        model_config: dict[str, Any] | None = None,
-        extension: dict[str, Any] | None = None,
-        memory_token_ids: Sequence[int] = (-1, -1, -1),
-        encoder_pad_token_id: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        """Take the decoder's config as `text_config`, as transformers names it everywhere.
-
-        `memory_token_ids` are those of start, end and slot, in this order.
-        """
-        self.text_config = _as_config(text_config)
-        self.encoder_config = _as_config(encoder_config)
-        self.model_config = dict(model_config or {})
-        self.extension = dict(extension or {})
-        self.memory_token_ids = list(memory_token_ids)
-        self.encoder_pad_token_id = encoder_pad_token_id
-        kwargs.setdefault("tie_word_embeddings", False)  # the decoder ties its own
-        super().__init__(**kwargs)
-
-
-class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
     """A decoder that reads latents, and the encoder and adapter that make them."""
 
     config_class = LCLMConfig
-    base_model_prefix = "decoder"
+    base_model_prefix = "lclm"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
@@ -108,11 +79,23 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.generation_config = GenerationConfig.from_model_config(decoder.config)
         if getattr(decoder, "generation_config", None) is not None:
             self.generation_config = decoder.generation_config
-        # transformers initialises what it has not seen initialised: not pretrained parts, and not
-        # our own modules, which did it themselves.
-        for module in (m for part in [*given, self.adapter] for m in part.modules()):
-            module._is_hf_initialized = True
+        # transformers initialises what it has not seen initialised: not pretrained parts, nor what
+        # is fresh beside them. Without such parts it builds on no device, and fills in the rest.
+        if given:
+            own = [part for part in (self.adapter, self.residual) if part is not None]
+            for module in (m for part in [*given, *own] for m in part.modules()):
+                module._is_hf_initialized = True
+            self._is_hf_initialized = True
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what no checkpoint gave, and restore what no checkpoint keeps."""
+        if isinstance(module, BlockSum):
+            module.reset_parameters()
+        elif module is self:  # the last, when all buffers are there
+            self.round_rotary(self.extension.rotary or "exact")
+        else:
+            super()._init_weights(module)
 
     # -- what transformers asks of a causal LM ---------------------------------------------------
 
@@ -134,21 +117,20 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Replace the decoder's output layer."""
         self.decoder.set_output_embeddings(value)
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The model without its output layer, which reads spans all the same."""
+        if "_body" not in self.__dict__:
+            self.__dict__["_body"] = LCLMBody(self.config, self)  # no submodule, but the same one
+        body: nn.Module = self.__dict__["_body"]
+        return body
+
     def get_decoder(self) -> nn.Module:
         """Return the decoder without its output layer; LoRA layers in it stay active."""
         is_peft = hasattr(self.decoder, "peft_config")
         decoder = self.decoder.get_base_model() if is_peft else self.decoder
         body: nn.Module = decoder.get_decoder()
         return body
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Hand the spans over in the first step only: later steps find them in the KV cache."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
-        cache = find_cache(inputs)
-        if cache is not None and cache.get_seq_length() > 0:
-            for name in ("memory_ids", "memory_lengths", "memory_ratios", "latents"):
-                inputs.pop(name, None)
-        return inputs
 
     # -- what is ours ----------------------------------------------------------------------------
 
@@ -175,25 +157,42 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Lift pooled states to latents, adding the order-preserving sum where the model has it."""
         latents = self.adapter(pooled)
         if self.residual is not None:
-            table = self.get_input_embeddings()
+            table = self.get_input_embeddings()  # rows of one batch, as noise on embeddings expects
             ratios = ratio_per_span(ratio, len(spans))
             for index, (span, its_ratio) in enumerate(zip(spans, ratios, strict=True)):
                 ids = torch.as_tensor(span, dtype=torch.long, device=latents[index].device)
                 if torch.is_grad_enabled():
-                    latents[index] = latents[index] + self.residual(table(ids), its_ratio)
+                    latents[index] = latents[index] + self.residual(table(ids[None])[0], its_ratio)
                     continue
                 blocks = -(-SUMMED_TOKENS // its_ratio)
                 pieces = ids.split(blocks * its_ratio)
                 for lifted, piece in zip(latents[index].split(blocks), pieces, strict=True):
-                    lifted += self.residual(table(piece), its_ratio)
+                    lifted += self.residual(table(piece[None])[0], its_ratio)
         return list(latents)
 
-    def embed(self, input_ids_BT: Tensor, latents_SD: Tensor | None) -> Tensor:
+    def find_slots(self, input_ids_BT: Tensor | None, embeds_BTD: Tensor | None) -> Tensor:
+        """Return which positions `BT` are slots; without ids, those that embed as one does."""
+        if input_ids_BT is not None:
+            return input_ids_BT == self.memory_token_id
+        assert embeds_BTD is not None
+        table = self.get_input_embeddings()
+        slot_11D = table(torch.tensor([[self.memory_token_id]], device=embeds_BTD.device))
+        return (embeds_BTD == slot_11D).all(-1)
+
+    def embed(
+        self,
+        input_ids_BT: Tensor | None,
+        latents_SD: Tensor | None,
+        embeds_BTD: Tensor | None = None,
+    ) -> Tensor:
         """Return the decoder's input `BTD`: token embeddings with the latents in their slots."""
-        embeds_BTD: Tensor = self.get_input_embeddings()(input_ids_BT)
+        is_slot_BT = self.find_slots(input_ids_BT, embeds_BTD)
+        if embeds_BTD is None:
+            embeds_BTD = self.get_input_embeddings()(input_ids_BT)
+        assert embeds_BTD is not None
         if latents_SD is None:
             latents_SD = embeds_BTD.new_zeros(0, embeds_BTD.shape[-1])
-        return splice(embeds_BTD, input_ids_BT == self.memory_token_id, latents_SD)
+        return splice(embeds_BTD, is_slot_BT, latents_SD)
 
     def forward(
         self,
@@ -215,31 +214,59 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
         The latents are given (`latents` `SD`), or made from `memory_ids` `ML`, right-padded rows of
         source tokens with `memory_lengths` `M` in the order of their slots, at the model's ratio or
-        at `memory_ratios` `M`. `labels` `BT` hold -100 where nothing is scored. Logits are `BTV`.
-        `cache` is the name of `past_key_values` from transformers 5.24 on; either is taken.
+        at `memory_ratios` `M`. `inputs_embeds` `BTD` may stand for `input_ids`. `labels` `BT` hold
+        -100 where nothing is scored. Logits are `BTV`. `cache` is what transformers calls
+        `past_key_values` from 5.24 on; either is taken.
         """
-        if cache is None:
-            cache = past_key_values
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
-            if latents is None and memory_ids is not None and len(memory_ids) > 0:
-                latents = self.span_latents(memory_ids, memory_lengths, memory_ratios)
-            if latents is None and cache is not None and cache.get_seq_length():
-                # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
-                inputs_embeds = self.get_input_embeddings()(input_ids)
-            else:
-                inputs_embeds = self.embed(input_ids, latents)
+        inputs = self.decoder_inputs(
+            input_ids, inputs_embeds, past_key_values, cache,
+            latents, memory_ids, memory_lengths, memory_ratios,
+        )  # fmt: skip
         output: CausalLMOutputWithPast = self.decoder(
-            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             labels=labels,
             logits_to_keep=logits_to_keep,
-            **as_keyword(cache),
+            **inputs,
             **kwargs,
         )
         return output
+
+    def decoder_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        past_key_values: Any,
+        cache: Any,
+        *memory: Tensor | None,
+    ) -> dict[str, Any]:
+        """Return the embeddings and the cache that the decoder reads in a `forward`."""
+        if input_ids is None and inputs_embeds is None:
+            raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
+        latents = self.latents_of(*memory)
+        past = cache if past_key_values is None else past_key_values
+        if latents is not None:
+            inputs_embeds = self.embed(input_ids, latents, inputs_embeds)
+        elif inputs_embeds is None and past is not None and not _is_empty(past):
+            # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, None)
+        if past_key_values is not None:
+            return {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        return {"inputs_embeds": inputs_embeds, **as_keyword(cache)}
+
+    def latents_of(
+        self,
+        latents: Tensor | None,
+        memory_ids: Tensor | None,
+        memory_lengths: Tensor | None,
+        memory_ratios: Tensor | None,
+    ) -> Tensor | None:
+        """Return the latents `SD` that were given or that spans make, or None without spans."""
+        if latents is None and memory_ids is not None and len(memory_ids) > 0:
+            return self.span_latents(memory_ids, memory_lengths, memory_ratios)
+        return latents
 
     def span_latents(
         self,
@@ -250,9 +277,9 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         one_pass: bool = False,
     ) -> Tensor:
         """Return the latents `SD` of a padded batch of spans, each at its own ratio."""
-        if lengths_M is None:
-            lengths_M = torch.full((len(memory_ids_ML),), memory_ids_ML.shape[1])
-        spans = [row[:n] for row, n in zip(memory_ids_ML, lengths_M.tolist(), strict=True)]
+        spans = list(memory_ids_ML)
+        if lengths_M is not None:
+            spans = [row[:n] for row, n in zip(spans, lengths_M.tolist(), strict=True)]
         ratios = None if ratios_M is None else ratios_M.tolist()
         return torch.cat(self.encode(spans, ratios, one_pass=one_pass))
 
@@ -310,7 +337,11 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return hidden_BTD.reshape(shape)
 
     def round_rotary(self, rotary: Rotary) -> None:
-        """Round rotary frequencies of the encoding half, or of both halves, to bf16 for good."""
+        """Round rotary frequencies of the encoding half, or of both halves, to bf16 for good.
+
+        `save_pretrained` keeps the choice, since it does not keep the frequencies.
+        """
+        self.config.extension = {**self.config.extension, "rotary": rotary}
         if rotary in ("bf16", "bf16_encoder"):
             round_rotary(self.encoder)
             round_rotary(self.adapter)
@@ -318,14 +349,9 @@ class LCLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             round_rotary(self.decoder)
 
 
-def _as_config(value: Any) -> Any:
-    """Accept a Hugging Face config or the dictionary it was saved as."""
-    if isinstance(value, dict):
-        values = dict(value)
-        if (kind := values.pop("model_type", None)) is None:
-            raise ConfigError("a nested config lacks model_type; save it with transformers")
-        return AutoConfig.for_model(kind, **values)
-    return value
+def _is_empty(cache: Any) -> bool:
+    """Return whether nothing was read yet; compiled code takes an answer that needs no look."""
+    return not torch.compiler.is_compiling() and not cache.get_seq_length()
 
 
 AutoConfig.register("lclm", LCLMConfig)
