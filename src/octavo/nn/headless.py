@@ -1,10 +1,11 @@
 """LCLM without its output layer, for those who want hidden states or the loss in their own way."""
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import TransformersKwargs
 
 from octavo.nn.config import LCLMConfig
 
@@ -47,7 +48,7 @@ class LCLMBody(PreTrainedModel):  # type: ignore[misc]
         memory_ids: Tensor | None = None,
         memory_lengths: Tensor | None = None,
         memory_ratios: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> BaseModelOutputWithPast:
         """Return the decoder's hidden states `BTD`; the arguments are those of `LCLM.forward`."""
         inputs = self.lclm.decoder_inputs(

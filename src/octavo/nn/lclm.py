@@ -9,7 +9,7 @@ prompt holds one `<|memory|>` token (a slot) per latent, `memory_ids_ML` holds t
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import TransformersKwargs
 
 from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
 from octavo.errors import PromptError
@@ -208,7 +209,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         latents: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Any = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> CausalLMOutputWithPast:
         """Run the decoder over `input_ids` `BT` with latents in its slots.
 
