@@ -171,7 +171,8 @@ class Encoder(nn.Module):
             buckets[length if is_full else _bucket(length)].append(window)
         on_cpu = self.device.type == "cpu"
         usual = CPU_ENCODE_BATCH_TOKENS if on_cpu else ENCODE_BATCH_TOKENS
-        for length, members in sorted(buckets.items(), reverse=True):
+        for length in sorted(buckets, reverse=True):
+            members = buckets[length]
             size = max(1, (self.encode_batch_tokens or usual) // length)
             for first in range(0, len(members), size):
                 batch = members[first : first + size]

@@ -61,11 +61,12 @@ class MemoryGenerationMixin(GenerationMixin):  # type: ignore[misc]
         if latents_SD is not None:
             embeds = kwargs.get("inputs_embeds")
             is_slot_BT = self_.find_slots(input_ids if embeds is None else None, embeds)
-            past, mask = _length(find_cache(kwargs)), kwargs.get("attention_mask")
-            num_given = is_slot_BT.shape[1]
-            is_whole = mask is None or mask.shape[1] == num_given
+            past, num_given = _length(find_cache(kwargs)), is_slot_BT.shape[1]
+            # Newer transformers drop a mask of ones, and always count positions.
+            whole = [kwargs.get(name) for name in ("attention_mask", "position_ids")]
+            is_new = any(one is not None and one.shape[-1] > num_given for one in whole)
             columns_BT = torch.arange(num_given, device=is_slot_BT.device).expand_as(is_slot_BT)
-            columns_BT = columns_BT if is_whole else columns_BT + past
+            columns_BT = columns_BT + past if is_new else columns_BT
             if past and int(is_slot_BT.sum()) != len(latents_SD):
                 is_slot_BT = is_slot_BT & (columns_BT >= past)
             counts = is_slot_BT.sum(1).tolist()
