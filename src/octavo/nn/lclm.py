@@ -86,17 +86,20 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             own = [part for part in (self.adapter, self.residual) if part is not None]
             for module in (m for part in [*given, *own] for m in part.modules()):
                 module._is_hf_initialized = True
-            self._is_hf_initialized = True
+        self._is_given = bool(given)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what no checkpoint gave, and restore what no checkpoint keeps."""
+        """Initialise what no checkpoint gave."""
+        super()._init_weights(module)
         if isinstance(module, BlockSum):
             module.reset_parameters()
-        elif module is self:  # the last, when all buffers are there
+
+    def _initialize_weights(self, module: nn.Module, *args: Any) -> None:
+        """Restore what no checkpoint keeps, last, when all else is there."""
+        super()._initialize_weights(module, *args)
+        if module is self and not self._is_given:
             self.round_rotary(self.extension.rotary or "exact")
-        else:
-            super()._init_weights(module)
 
     # -- what transformers asks of a causal LM ---------------------------------------------------
 
