@@ -131,10 +131,8 @@ def test_new_spans_are_read_behind_a_returned_cache(
     new[:, 1:3] = SLOT
     ids, new_spans = torch.cat([first.sequences, new], 1), torch.randint(2, 96, (3, 8))
     mask = torch.ones_like(ids)
-    parts = [
-        lclm.encode([old, more]) for old, more in zip(batch["memory_ids"], new_spans, strict=True)
-    ]
-    latents = torch.cat([part for pair in parts for part in pair])
+    pairs = zip(batch["memory_ids"], new_spans, strict=True)
+    latents = torch.cat([latent for pair in pairs for latent in lclm.encode(pair)])
     expected = lclm.generate(input_ids=ids, latents=latents, attention_mask=mask, **GREEDY)
     given = ids if gives_whole_prompt else ids[:, cache.get_seq_length() :]
     spans = {"latents": latents} if gives_all_spans else {"memory_ids": new_spans}
@@ -273,10 +271,10 @@ def test_noise_on_embeddings_suits_the_order_preserving_sum(batch: Inputs, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # peft's own
 def test_prompt_tuning_is_not_blind(lclm: LCLM, batch: Inputs) -> None:
     peft = pytest.importorskip("peft")
-    kinds = peft.PromptTuningConfig, peft.PrefixTuningConfig
-    for kind in kinds:
+    for kind in (peft.PromptTuningConfig, peft.PrefixTuningConfig):
         adapted = peft.get_peft_model(
             copy.deepcopy(lclm), kind(num_virtual_tokens=4, task_type="CAUSAL_LM")
         ).eval()

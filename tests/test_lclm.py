@@ -119,6 +119,27 @@ def test_it_saves_and_loads_as_transformers_models_do(model: octavo.Model, tmp_p
         torch.testing.assert_close(again(**batch).logits, model.lclm(**batch).logits)
 
 
+@pytest.mark.parametrize("rotary", ["exact", "bf16"])
+def test_what_transformers_saved_opens_as_a_whole_model(
+    model: octavo.Model, tmp_path: Path, rotary: Any
+) -> None:
+    given = octavo.load(CHECKPOINT, device="cpu", rotary=rotary)
+    given.lclm.save_pretrained(tmp_path)
+    again = octavo.load(tmp_path, device="cpu")
+    book = again.compress(TEXT)
+    torch.testing.assert_close(book.latents, given.compress(TEXT).latents)
+    question = "Who signed?"
+    assert (
+        again.generate(question, book).text == given.generate(question, given.compress(TEXT)).text
+    )
+    exact = octavo.load(tmp_path, device="cpu", rotary="exact")
+    torch.testing.assert_close(exact.compress(TEXT).latents, model.compress(TEXT).latents)
+    assert all(parameter.requires_grad for parameter in again.lclm.parameters())
+    (tmp_path / "encoder" / "tokenizer_config.json").unlink()
+    with pytest.raises(octavo.CheckpointError, match="encoder has no tokenizer_config"):
+        octavo.load(tmp_path, device="cpu")
+
+
 def test_a_plain_trainer_trains_it(fresh: octavo.Model, tmp_path: Path) -> None:
     row = inputs(fresh)
     arguments = TrainingArguments(

@@ -8,7 +8,8 @@ prompt holds one `<|memory|>` token (a slot) per latent, `memory_ids_ML` holds t
 `forward`, `generate`, PEFT and Trainer work as on any causal LM. It knows nothing of text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -87,6 +88,8 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             for module in (m for part in [*given, *own] for m in part.modules()):
                 module._is_hf_initialized = True
         self._is_given = bool(given)
+        self.write_beside: Callable[[Path], None] | None = None
+        """What `save_pretrained` calls to add tokenizers and settings; they are `weights/`'s."""
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -120,6 +123,12 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the decoder's output layer."""
         self.decoder.set_output_embeddings(value)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with all that `octavo.load` needs if this was loaded by it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.write_beside is not None:
+            self.write_beside(Path(save_directory))
 
     @property
     def base_model(self) -> nn.Module:

@@ -95,7 +95,8 @@ class HalfLoader:
                 )
             wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
             _check_none_is_missing(file, wanted - _tensor_names(file))
-            whole = adapted if trainable else adapted.merge_and_unload()
+            # Unfrozen again: merged weights are as trainable as any.
+            whole = adapted if trainable else adapted.merge_and_unload().requires_grad_(True)
         except CheckpointError:
             raise
         except Exception as error:  # peft's own errors are of every kind

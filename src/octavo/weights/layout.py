@@ -6,6 +6,9 @@
     adapter/adapter.safetensors  the adapter
     octavo.json                  optional, ours: what the published format has no place for
 
+`LCLM.save_pretrained`, and so Trainer, writes both halves and the adapter to one model.safetensors
+beside config.json instead; that is read too.
+
 Either half may instead hold LoRA factors of peft on a base model. Nothing is ever unpickled, and
 what is missing or does not fit is an error, never a random weight.
 """
@@ -31,7 +34,7 @@ from octavo.config import (
 from octavo.errors import CheckpointError
 from octavo.files import new_folder
 from octavo.machine import parse_dtype
-from octavo.nn import LCLM
+from octavo.nn import LCLM, LCLMConfig
 from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
 from octavo.weights.assembly import build, load_base
@@ -53,6 +56,25 @@ class Checkpoint:
     name: str
     fingerprint: str
     """Identifies the weights that make and read latents: a context names it."""
+
+    def __post_init__(self) -> None:
+        """Let `LCLM.save_pretrained` write the whole checkpoint too."""
+        self.lclm.write_beside = self._write_beside
+
+    def _write_beside(self, folder: Path) -> None:
+        """Write what stands beside the weights that transformers saved as a whole."""
+        rotary = self.lclm.config.extension.get("rotary")
+        whole = replace(self.lclm.extension, rotary=rotary, base=None, encoder_layers=None)
+        self.write_texts(folder, whole)
+
+    def write_texts(self, folder: Path, extension: Extension) -> None:
+        """Write tokenizers and settings; the encoder's tokenizer may be that of a pinned base."""
+        self.decoder_tokenizer.save_pretrained(folder / "decoder")
+        if extension.base is None:
+            self.encoder_tokenizer.save_pretrained(folder / "encoder")
+        _write_json(folder / MODEL_CONFIG_FILE, self.lclm.settings.to_dict())
+        if values := extension.to_dict():
+            _write_json(folder / EXTENSION_FILE, {"format_version": 1, **values})
 
     def prompts(self) -> PromptEncoder:
         """Return the encoder of prompts for this model."""
@@ -111,28 +133,37 @@ def read(
     """
     precision = parse_dtype(dtype)
     config, extension = ModelConfig.read(folder), Extension.read(folder)
-    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
-        raise CheckpointError(
-            f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint"
-        )
-    adapter_file = folder / "adapter" / "adapter.safetensors"
-    if not adapter_file.is_file():
-        raise CheckpointError(f"{adapter_file} is missing; without it the model would be random")
-    decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
-    options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
-    load = HalfLoader(base, progress, options)
-    encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
-    decoder = load.half(folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
-    lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
-    # Only now: transformers cannot tie the weights of a model that peft has wrapped.
-    lclm.decoder = load.with_lora(lclm.decoder, folder / "decoder", trainable)
-    lclm.encoder.body = load.with_lora(lclm.encoder.body, folder / "encoder", trainable)
-    _load_adapter(lclm, folder)
-    lclm.adapter.to(precision)
     if rotary is None:
         is_published = not (folder / EXTENSION_FILE).is_file()
         rounds = is_published and precision is torch.bfloat16
         rotary = extension.rotary or ("bf16_encoder" if rounds else "exact")
+    is_whole = (folder / "config.json").is_file() and not (folder / "adapter").is_dir()
+    if not is_whole and (missing := [part for part in PARTS if not (folder / part).is_dir()]):
+        raise CheckpointError(
+            f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint"
+        )
+    decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
+    options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
+    load = HalfLoader(base, progress, options)
+    if is_whole:
+        whole = LCLMConfig.from_pretrained(folder)
+        whole.model_config = config.to_dict()
+        whole.extension = {
+            **extension.to_dict(), "ratios": list(extension.ratios), "rotary": rotary,
+        }  # fmt: skip
+        options["config"] = whole
+        lclm: Any = load.half(folder, AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
+    else:
+        encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
+        decoder = load.half(
+            folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer)
+        )
+        lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
+        # Only now: transformers cannot tie the weights of a model that peft has wrapped.
+        lclm.decoder = load.with_lora(lclm.decoder, folder / "decoder", trainable)
+        lclm.encoder.body = load.with_lora(lclm.encoder.body, folder / "encoder", trainable)
+        _load_adapter(lclm, folder)
+        lclm.adapter.to(precision)
     lclm.round_rotary(rotary)
     lclm.eval()
     name = extension.name or folder.resolve().name
@@ -164,17 +195,12 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None
     with new_folder(folder) as temporary:
         for part, module in (("decoder", lclm.decoder), ("encoder", lclm.encoder.body)):
             write_half(module, temporary / part, dtype)
-        checkpoint.decoder_tokenizer.save_pretrained(temporary / "decoder")
-        if extension.base is None:
-            checkpoint.encoder_tokenizer.save_pretrained(temporary / "encoder")
+        checkpoint.write_texts(temporary, extension)
         (temporary / "adapter").mkdir()
         save_file(cast(lclm.adapter.state_dict(), dtype), temporary / "adapter/adapter.safetensors")
         if lclm.residual is not None:
             residual = cast(lclm.residual.state_dict(), dtype)
             save_file(residual, temporary / "adapter" / "residual.safetensors")
-        _write_json(temporary / MODEL_CONFIG_FILE, lclm.settings.to_dict())
-        if values := extension.to_dict():
-            _write_json(temporary / EXTENSION_FILE, {"format_version": 1, **values})
 
 
 def _tokenizer(folder: Path, whose: str) -> Any:
@@ -209,7 +235,9 @@ def _load_adapter(lclm: LCLM, folder: Path) -> None:
 
 def _fill(module: torch.nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; fetch the whole checkpoint")
+        raise CheckpointError(
+            f"{path} is missing; without it the model would be random: fetch the whole checkpoint"
+        )
     try:
         given = load_file(path)
     except SafetensorError as error:
