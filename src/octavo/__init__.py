@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from octavo.loading import assemble, load
     from octavo.model import Model
     from octavo.nn import LCLM, LCLMConfig
+    from octavo.train.chats import ChatCollator
 
 __version__ = "0.1.0"
 
@@ -51,15 +52,16 @@ _HOMES = {
     "octavo.loading": ["assemble", "load"],
     "octavo.model": ["Model"],
     "octavo.nn": ["LCLM", "LCLMConfig"],
+    "octavo.train.chats": ["ChatCollator"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CHAT", "LCLM", "CheckpointError", "Completion", "CompressedContext", "ConfigError",
-    "ContextError", "Engine", "EvaluationError", "Extension", "InputError", "LCLMConfig",
-    "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError", "PromptTooLongError",
-    "RatioError", "Sampling", "Stream", "Timings", "TrainingError", "Usage", "WriteError",
-    "assemble", "load",
+    "CHAT", "LCLM", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
+    "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
+    "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
+    "PromptTooLongError", "RatioError", "Sampling", "Stream", "Timings", "TrainingError", "Usage",
+    "WriteError", "assemble", "load",
 ]  # fmt: skip
 
 

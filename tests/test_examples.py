@@ -1,0 +1,57 @@
+"""The examples run as a stranger runs them, on the golden checkpoint."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHECKPOINT, TEXT
+
+import octavo
+from octavo.errors import TrainingError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("kind", ["trainer", "peft", "trl"])
+def test_a_training_example_learns_and_its_model_opens(kind: str, tmp_path: Path) -> None:
+    if kind == "trl" and importlib.util.find_spec("trl") is None:
+        pytest.skip("trl is not installed")
+    command = [sys.executable, str(EXAMPLES / f"train_{kind}.py"), str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--model", str(CHECKPOINT), "--steps", "20"],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"loss\W+([0-9.]+)", done.stdout)]
+    assert len(losses) >= 20
+    assert sum(losses[15:20]) < sum(losses[:5])
+    before, after = octavo.load(CHECKPOINT), octavo.load(tmp_path / "model")
+    assert not torch.equal(before.compress(TEXT).latents, after.compress(TEXT).latents)
+
+
+def test_the_collator_lays_out_what_the_model_would_be_asked(model: octavo.Model) -> None:
+    collate = octavo.ChatCollator(model.prompts)
+    memory = {"type": "memory", "text": TEXT}
+    question = {"role": "user", "content": [memory, {"type": "text", "text": "Who signed?"}]}
+    answer = {"role": "assistant", "content": "Nobody."}
+    plain = {"role": "user", "content": "And at sea?"}
+    batch = collate([{"messages": [question, answer]}, {"messages": [plain, answer]}])
+    asked = model.prompts.encode_messages([question])
+    learned = model.prompts.text_ids("Nobody.")
+    stop = len(asked.input_ids)
+    assert batch["input_ids"][0, :stop].tolist() == asked.input_ids
+    assert batch["labels"][0, :stop].tolist() == [-100] * stop
+    assert batch["labels"][0, stop:-1].tolist() == learned
+    assert batch["memory_ids"].tolist() == [model.prompts.source(TEXT).ids]
+    assert batch["attention_mask"].sum(1).tolist()[0] == stop + len(learned) + 1
+    with torch.no_grad():
+        together = model.lclm(**batch).logits
+        alone = model.lclm(**collate([{"messages": [plain, answer]}])).logits
+    torch.testing.assert_close(together[1, : alone.shape[1]], alone[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(TrainingError, match="nothing can be learned from the chat"):
+        collate([{"messages": [question]}])
