@@ -1,5 +1,6 @@
 """Train a model with TRL's SFTTrainer, spans included: train_trl.py OUTPUT."""
 
+import torch
 from chats import CHATS, PASSAGES, QUESTION, options
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -14,6 +15,7 @@ arguments = SFTConfig(
     per_device_train_batch_size=2,
     dataset_kwargs={"skip_prepare_dataset": True},  # the collator tokenises
     remove_unused_columns=False,  # or the chats would not reach it
+    bf16=torch.cuda.is_available(),  # on by default, which a CPU refuses
     save_strategy="no",
     logging_steps=1,
     report_to=[],
