@@ -16,9 +16,6 @@ from transformers import GenerationMixin
 from octavo.nn.cache import find_cache
 from octavo.nn.splice import check_counts
 
-MEMORY = ("latents", "memory_ids", "memory_lengths", "memory_ratios")
-"""The arguments that hold spans. They have no batch axis: spans of all prompts lie end to end."""
-
 
 class MemoryGenerationMixin(GenerationMixin):  # type: ignore[misc]
     """What `LCLM` adds to the generation of transformers."""
@@ -38,7 +35,7 @@ class MemoryGenerationMixin(GenerationMixin):  # type: ignore[misc]
         if latents is not None and slot_columns is not None:
             read = inputs.get("inputs_embeds")
             num_read = (inputs["input_ids"] if read is None else read).shape[1]
-            past = _length(find_cache(inputs))
+            past = 0 if (cache := find_cache(inputs)) is None else cache.get_seq_length()
             is_read = (slot_columns >= past) & (slot_columns < past + num_read)
             if bool(is_read.any()):
                 inputs["latents"] = latents[is_read]
@@ -56,12 +53,15 @@ class MemoryGenerationMixin(GenerationMixin):  # type: ignore[misc]
         Behind a cache, the spans are those of the whole prompt or those of its new part alone.
         """
         self_: Any = self
-        latents_SD = self_.latents_of(*(kwargs.pop(name, None) for name in MEMORY))
+        # Without a batch axis: spans of all prompts lie end to end.
+        names = ("latents", "memory_ids", "memory_lengths", "memory_ratios")
+        latents_SD = self_.latents_of(*(kwargs.pop(name, None) for name in names))
         added: dict[str, Tensor] = {}
         if latents_SD is not None:
             embeds = kwargs.get("inputs_embeds")
             is_slot_BT = self_.find_slots(input_ids if embeds is None else None, embeds)
-            past, num_given = _length(find_cache(kwargs)), is_slot_BT.shape[1]
+            past = 0 if (cache := find_cache(kwargs)) is None else cache.get_seq_length()
+            num_given = is_slot_BT.shape[1]
             # Newer transformers drop a mask of ones, and always count positions.
             whole = [kwargs.get(name) for name in ("attention_mask", "position_ids")]
             is_new = any(one is not None and one.shape[-1] > num_given for one in whole)
@@ -78,7 +78,3 @@ class MemoryGenerationMixin(GenerationMixin):  # type: ignore[misc]
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
         return ids, {**kwargs, **added}
-
-
-def _length(cache: Any) -> Any:
-    return 0 if cache is None else cache.get_seq_length()

@@ -1,8 +1,8 @@
-"""LCLM without its output layer, for those who want hidden states or the loss in their own way."""
+"""LCLM without its output layer, for those who want hidden states or a loss of their own."""
 
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import TransformersKwargs
@@ -11,7 +11,7 @@ from octavo.nn.config import LCLMConfig
 
 
 class LCLMBody(PreTrainedModel):  # type: ignore[misc]
-    """An LCLM without its output layer: what TRL and others call the base model."""
+    """What TRL and others call the base model of an LCLM."""
 
     config_class = LCLMConfig
     base_model_prefix = "lclm"
@@ -27,36 +27,17 @@ class LCLMBody(PreTrainedModel):  # type: ignore[misc]
         else:
             self.__dict__["lclm"] = lclm
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's token embeddings."""
-        return self.lclm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's token embeddings."""
-        self.lclm.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> None:
-        """Return None: it has no output layer of its own."""
-
     def forward(
         self,
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: Any = None,
         cache: Any = None,
-        latents: Tensor | None = None,
-        memory_ids: Tensor | None = None,
-        memory_lengths: Tensor | None = None,
-        memory_ratios: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> BaseModelOutputWithPast:
         """Return the decoder's hidden states `BTD`; the arguments are those of `LCLM.forward`."""
-        inputs = self.lclm.decoder_inputs(
-            input_ids, inputs_embeds, past_key_values, cache,
-            latents, memory_ids, memory_lengths, memory_ratios,
-        )  # fmt: skip
-        output: BaseModelOutputWithPast = self.lclm.get_decoder()(**inputs, **kwargs)
-        return output
+        return self.lclm(
+            input_ids, inputs_embeds=inputs_embeds, cache=cache, headless=True, **kwargs
+        )
 
 
 AutoModel.register(LCLMConfig, LCLMBody)

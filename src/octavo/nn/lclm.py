@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import TransformersKwargs
 
@@ -32,7 +33,7 @@ from octavo.nn.config import LCLMConfig
 from octavo.nn.encoder import Encoder, ratio_per_span
 from octavo.nn.generation import MemoryGenerationMixin
 from octavo.nn.headless import LCLMBody
-from octavo.nn.residual import BlockSum
+from octavo.nn.residual import BlockSum, starting_weights
 from octavo.nn.rotary import round_rotary
 from octavo.nn.score import IGNORED, Scores, check_output_is_linear, score_hidden
 from octavo.nn.splice import splice
@@ -96,7 +97,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         """Initialise what no checkpoint gave."""
         super()._init_weights(module)
         if isinstance(module, BlockSum):
-            module.reset_parameters()
+            init.copy_(module.weight_RD, starting_weights(*reversed(module.weight_RD.shape)))
 
     def _initialize_weights(self, module: nn.Module, *args: Any) -> None:
         """Restore what no checkpoint keeps, last, when all else is there."""
@@ -132,11 +133,8 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
 
     @property
     def base_model(self) -> nn.Module:
-        """The model without its output layer, which reads spans all the same."""
-        if "_body" not in self.__dict__:
-            self.__dict__["_body"] = LCLMBody(self.config, self)  # no submodule, but the same one
-        body: nn.Module = self.__dict__["_body"]
-        return body
+        """The model without its output layer; it holds no weights of its own, and reads spans."""
+        return LCLMBody(self.config, self)
 
     def get_decoder(self) -> nn.Module:
         """Return the decoder without its output layer; LoRA layers in it stay active."""
@@ -221,6 +219,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         latents: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Any = None,
+        headless: bool = False,
         **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> CausalLMOutputWithPast:
         """Run the decoder over `input_ids` `BT` with latents in its slots.
@@ -228,58 +227,40 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         The latents are given (`latents` `SD`), or made from `memory_ids` `ML`, right-padded rows of
         source tokens with `memory_lengths` `M` in the order of their slots, at the model's ratio or
         at `memory_ratios` `M`. `inputs_embeds` `BTD` may stand for `input_ids`. `labels` `BT` hold
-        -100 where nothing is scored. Logits are `BTV`. `cache` is what transformers calls
-        `past_key_values` from 5.24 on; either is taken.
+        -100 where nothing is scored. Logits are `BTV`; a `headless` pass returns hidden states.
+        `cache` is the name of `past_key_values` from transformers 5.24 on; either is taken.
         """
-        inputs = self.decoder_inputs(
-            input_ids, inputs_embeds, past_key_values, cache,
-            latents, memory_ids, memory_lengths, memory_ratios,
-        )  # fmt: skip
-        output: CausalLMOutputWithPast = self.decoder(
+        if input_ids is None and inputs_embeds is None:
+            raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
+        latents = self.latents_of(latents, memory_ids, memory_lengths, memory_ratios)
+        past = cache if past_key_values is None else past_key_values
+        if latents is not None or (inputs_embeds is None and _is_empty(past)):
+            inputs_embeds = self.embed(input_ids, latents, inputs_embeds)
+        elif inputs_embeds is None:
+            # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        given = as_keyword(cache)
+        if past_key_values is not None:
+            given = {"past_key_values": past_key_values}
+        if not headless:
+            given |= {"labels": labels, "logits_to_keep": logits_to_keep}
+        reader: Any = self.get_decoder() if headless else self.decoder
+        output: CausalLMOutputWithPast = reader(
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            **inputs,
+            **given,
             **kwargs,
         )
         return output
 
-    def decoder_inputs(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        past_key_values: Any,
-        cache: Any,
-        *memory: Tensor | None,
-    ) -> dict[str, Any]:
-        """Return the embeddings and the cache that the decoder reads in a `forward`."""
-        if input_ids is None and inputs_embeds is None:
-            raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
-        latents = self.latents_of(*memory)
-        past = cache if past_key_values is None else past_key_values
-        if latents is not None:
-            inputs_embeds = self.embed(input_ids, latents, inputs_embeds)
-        elif inputs_embeds is None and past is not None and not _is_empty(past):
-            # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        elif inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, None)
-        if past_key_values is not None:
-            return {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
-        return {"inputs_embeds": inputs_embeds, **as_keyword(cache)}
-
     def latents_of(
-        self,
-        latents: Tensor | None,
-        memory_ids: Tensor | None,
-        memory_lengths: Tensor | None,
-        memory_ratios: Tensor | None,
+        self, latents_SD: Tensor | None, memory_ids_ML: Tensor | None, *of_spans: Tensor | None
     ) -> Tensor | None:
-        """Return the latents `SD` that were given or that spans make, or None without spans."""
-        if latents is None and memory_ids is not None and len(memory_ids) > 0:
-            return self.span_latents(memory_ids, memory_lengths, memory_ratios)
-        return latents
+        """Return latents that were given or that spans make, or None where there are neither."""
+        if latents_SD is None and memory_ids_ML is not None and len(memory_ids_ML) > 0:
+            return self.span_latents(memory_ids_ML, *of_spans)
+        return latents_SD
 
     def span_latents(
         self,
@@ -363,8 +344,8 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
 
 
 def _is_empty(cache: Any) -> bool:
-    """Return whether nothing was read yet; compiled code takes an answer that needs no look."""
-    return not torch.compiler.is_compiling() and not cache.get_seq_length()
+    """Return whether nothing was read yet; compiled code must not look, and says no."""
+    return cache is None or not (torch.compiler.is_compiling() or cache.get_seq_length())
 
 
 AutoConfig.register("lclm", LCLMConfig)

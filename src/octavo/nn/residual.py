@@ -15,7 +15,6 @@ express it.
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
 SIGN_SCALE = 0.2
 """How far the starting weights of all positions but the first are from one."""
@@ -27,13 +26,7 @@ class BlockSum(nn.Module):
     def __init__(self, width: int, max_ratio: int) -> None:
         """Prepare channel weights for blocks of up to `max_ratio` tokens."""
         super().__init__()
-        self.weight_RD = nn.Parameter(torch.empty(max_ratio, width))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the starting weights."""
-        max_ratio, width = self.weight_RD.shape
-        init.copy_(self.weight_RD, starting_weights(width, max_ratio))
+        self.weight_RD = nn.Parameter(starting_weights(width, max_ratio))
 
     def forward(self, embeds_LD: Tensor, ratio: int) -> Tensor:
         """Return the sum `KD` of one span; a short last block sums the tokens it has."""

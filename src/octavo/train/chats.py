@@ -24,7 +24,7 @@ class ChatCollator:
     """
 
     def __init__(self, prompts: PromptEncoder, ratio: int | None = None) -> None:
-        """Take the model's `prompts`, and fold spans at `ratio`, by default the model's own."""
+        """Take `Model.prompts`, and fold spans at `ratio`, by default the model's own."""
         self.ratio = ratio or prompts.config.compression_ratio
         self._maker, self._slot_id = ExampleMaker(prompts), prompts.slot_id
 

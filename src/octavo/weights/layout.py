@@ -146,12 +146,8 @@ def read(
     options = {"dtype": precision, **({"attn_implementation": attention} if attention else {})}
     load = HalfLoader(base, progress, options)
     if is_whole:
-        whole = LCLMConfig.from_pretrained(folder)
-        whole.model_config = config.to_dict()
-        whole.extension = {
-            **extension.to_dict(), "ratios": list(extension.ratios), "rotary": rotary,
-        }  # fmt: skip
-        options["config"] = whole
+        options["config"] = LCLMConfig.from_pretrained(folder)
+        options["config"].extension["rotary"] = rotary
         lclm: Any = load.half(folder, AutoModelForCausalLM, vocabulary=len(decoder_tokenizer))
     else:
         encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
