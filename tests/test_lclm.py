@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHECKPOINT, TEXT
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import octavo
@@ -135,6 +136,12 @@ def test_what_transformers_saved_opens_as_a_whole_model(
     exact = octavo.load(tmp_path, device="cpu", rotary="exact")
     torch.testing.assert_close(exact.compress(TEXT).latents, model.compress(TEXT).latents)
     assert all(parameter.requires_grad for parameter in again.lclm.parameters())
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["adapter.fc2.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(octavo.CheckpointError, match="lacks the tensor adapter.fc2.weight"):
+        octavo.load(tmp_path, device="cpu")
     (tmp_path / "encoder" / "tokenizer_config.json").unlink()
     with pytest.raises(octavo.CheckpointError, match="encoder has no tokenizer_config"):
         octavo.load(tmp_path, device="cpu")

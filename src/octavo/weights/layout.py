@@ -143,10 +143,9 @@ def read(
             f"{folder} lacks the folder {missing[0]}/; fetch the whole checkpoint"
         )
     decoder_tokenizer, encoder_tokenizer = read_tokenizers(folder, extension, base, progress)
-    options: dict[str, Any] = {
-        "dtype": precision,
-        **({"attn_implementation": attention} if attention else {}),
-    }
+    options: dict[str, Any] = {"dtype": precision}
+    if attention:
+        options["attn_implementation"] = attention
     load = HalfLoader(base, progress, options)
     if is_whole:
         options["config"] = LCLMConfig.from_pretrained(folder)
