@@ -140,7 +140,7 @@ def test_what_transformers_saved_opens_as_a_whole_model(
     tensors = load_file(file)
     del tensors["adapter.fc2.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(octavo.CheckpointError, match="lacks the tensor adapter.fc2.weight"):
+    with pytest.raises(octavo.CheckpointError, match="lacks the tensor adapter"):
         octavo.load(tmp_path, device="cpu")
     (tmp_path / "encoder" / "tokenizer_config.json").unlink()
     with pytest.raises(octavo.CheckpointError, match="encoder has no tokenizer_config"):

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from octavo.data.examples import IGNORED, ExampleMaker
+from octavo.data.examples import ExampleMaker
+from octavo.data.rows import Row
 from octavo.errors import TrainingError
 from octavo.prompt import PromptEncoder
-from octavo.train.batch import lay_out
+from octavo.train.batch import collate
 
 
 class ChatCollator:
@@ -28,31 +28,28 @@ class ChatCollator:
         self.ratio = ratio or prompts.config.compression_ratio
         self._maker, self._slot_id = ExampleMaker(prompts), prompts.slot_id
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, chats: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask`, `labels` `BT` and `memory_*` `M` or `ML`.
 
         Raises `TrainingError` for a chat of which nothing can be learned.
         """
-        ids, labels, spans = [], [], []
-        for row in rows:
-            example = self._maker.from_chat("chat", row["messages"], "a chat")
+        rows = []
+        for chat in chats:
+            example = self._maker.from_chat("chat", chat["messages"], "a chat")
             if example is None:
                 raise TrainingError(
-                    f"nothing can be learned from the chat {str(row['messages'])[:80]!r}: it needs "
+                    f"nothing can be learned from the chat {str(chat['messages'])[:80]!r}: it needs "
                     "a question, and then an answer that has words; so do its memory parts"
                 )
-            its_ids, its_labels = lay_out(example, self.ratio, self._slot_id)
-            ids.append(torch.tensor(its_ids))
-            labels.append(torch.tensor(its_labels))
-            spans += [torch.tensor(span) for span in example.spans]
-        ones = [torch.ones_like(one) for one in ids]
-        lengths_M = torch.tensor([len(span) for span in spans], dtype=torch.long)
-        no_spans_ML = torch.zeros(0, 0, dtype=torch.long)
+            rows.append(Row("", self.ratio, [example]))
+        lengths_B1 = torch.tensor([[row.examples[0].length(self.ratio)] for row in rows])
+        longest = int(lengths_B1.max())
+        batch = collate(rows, row_tokens=longest, slot_id=self._slot_id)
         return {
-            "input_ids": pad_sequence(ids, batch_first=True),
-            "attention_mask": pad_sequence(ones, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-            "memory_ids": pad_sequence(spans, batch_first=True) if spans else no_spans_ML,
-            "memory_lengths": lengths_M,
-            "memory_ratios": torch.full_like(lengths_M, self.ratio),
+            "input_ids": batch.input_ids_BT,
+            "attention_mask": (torch.arange(longest) < lengths_B1).long(),
+            "labels": batch.labels_BT,
+            "memory_ids": batch.memory_ids_ML,
+            "memory_lengths": batch.memory_lengths_M,
+            "memory_ratios": batch.memory_ratios_M,
         }
