@@ -38,8 +38,8 @@ class ChatCollator:
             example = self._maker.from_chat("chat", chat["messages"], "a chat")
             if example is None:
                 raise TrainingError(
-                    f"nothing can be learned from the chat {str(chat['messages'])[:80]!r}: it needs "
-                    "a question, and then an answer that has words; so do its memory parts"
+                    f"nothing can be learned from the chat {str(chat['messages'])[:70]!r}; it "
+                    "needs a question, then an answer, and words in each memory part"
                 )
             rows.append(Row("", self.ratio, [example]))
         lengths_B1 = torch.tensor([[row.examples[0].length(self.ratio)] for row in rows])
