@@ -12,7 +12,8 @@ from test_eval_ruler import hotpot_records, squad_articles
 import octavo
 from octavo_evals.methods import choose
 from octavo_evals.run import evaluate
-from octavo_evals.task import DataFiles, find_tasks
+from octavo_evals.task import DataFiles
+from octavo_evals.tasks import find_tasks
 
 LENGTH, LIMIT = 1024, 2
 

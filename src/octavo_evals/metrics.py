@@ -131,7 +131,7 @@ def code_similarity(answer: str, reference: str) -> float:
 
 
 def _library(name: str) -> Any:
-    """Import an optional library; jieba, which logs how it loads its dictionary, is quietened."""
+    """Import an optional library, without its warnings and logs."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about their own syntax, on the first import

@@ -22,7 +22,8 @@ from octavo.errors import EvaluationError, MissingExtraError, OctavoError
 from octavo.model import Model
 from octavo.progress import Progress, ignore
 from octavo_evals.run import Account, evaluate
-from octavo_evals.task import DataFiles, find_tasks
+from octavo_evals.task import DataFiles
+from octavo_evals.tasks import find_tasks
 
 
 @dataclass(frozen=True, kw_only=True)

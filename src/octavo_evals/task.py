@@ -3,15 +3,15 @@
     {before}{context}{after}   ->  the user's turn; `context` alone is what methods compress
     {prefix}                   ->  the beginning of the assistant's turn, put into its mouth
 
-A task is one short file in `tasks/`, and one line in its table; `docs/evaluation.md` shows how.
+A task is one short class in `tasks/`, and one line in its table; `docs/evaluation.md` shows how.
 """
 
-import difflib
-import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from octavo.errors import EvaluationError
 from octavo.records import read_dataset, stream_hub
@@ -43,6 +43,11 @@ class Item:
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the scorer needs besides, and facts worth a column; plain JSON values."""
 
+    @property
+    def text(self) -> str:
+        """The whole prompt, without a chat template."""
+        return self.before + self.context + self.after + self.prefix
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
@@ -53,7 +58,7 @@ class Reply:
     token_nats: tuple[float, ...] = ()
     """Of each token of the target: its loss, in nats."""
     token_hits: tuple[bool, ...] = ()
-    """Of each token of the target: whether it was the likeliest."""
+    """Of each token of the target: whether it was the most likely."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +66,8 @@ class Request:
     """What items are wanted."""
 
     length: int | None = None
-    """Tokens of the whole prompt, answer included, counted with the tested tokenizer; generators
-    fit their items to it, and tasks with contexts of their own get None."""
+    """Tokens of the whole prompt, answer included, counted with the tested tokenizer; only for
+    tasks that make their items to a length."""
     limit: int | None = None
     """At most so many; None for all that there are (500 for a generator, as RULER has them)."""
     seed: int = 42
@@ -72,88 +77,75 @@ class Request:
     """Positions that the decoder has, for tasks whose own rules cut contexts to fit."""
     data: "DataFiles"
 
+    @property
+    def room(self) -> int:
+        """The length, for tasks that have one."""
+        assert self.length is not None, "Task.items refuses a request without it"
+        return self.length
 
-class Task(Protocol):
-    """One task. Its class takes no arguments but those bound in the table."""
+
+class Task(ABC):
+    """One task. Items that share a context stand together: they are asked about it in a row."""
 
     name: str
     """Like `ruler/niah_single_1`."""
-    has_length: bool
-    """Whether items are made to a length, which must then be given."""
     metric: str
     """What `score` is, in a word or two: `match`, `F1`, `accuracy`."""
+    has_length = False
+    """Whether items are made to a length, which must then be given."""
 
     def items(self, request: Request) -> Iterator[Item]:
-        """Yield items, the same ones for the same request, in an order that `limit` only cuts."""
-        ...
+        """Yield the wanted items; raises `EvaluationError` where a length is missing."""
+        if self.has_length and request.length is None:
+            raise EvaluationError(f"{self.name} makes items to a length; give --length 1024")
+        return islice(self.make(request), request.limit)
 
+    @abstractmethod
+    def make(self, request: Request) -> Iterator[Item]:
+        """Yield items one by one, the same for the same request whatever its limit."""
+
+    @abstractmethod
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return `{"score": 0 to 1, …}`; other numbers are shown beside it."""
-        ...
 
 
-TASKS: dict[str, str] = {}
-"""Name -> "module:factory(argument)"; filled below. Importing a task imports its libraries."""
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a data file, with checked fields."""
 
-GROUPS: dict[str, tuple[str, ...]] = {}
-"""Name -> the tasks it stands for."""
+    index: int
+    fields: Mapping[str, Any]
+    name: str
+    """Of the data, as `--data` gives it."""
+    expected: str
+    """What a record looks like, for errors."""
 
+    @property
+    def id(self) -> str:
+        """Its place in the file: the id of the item made of it."""
+        return f"{self.index:04d}"
 
-def _fill_table() -> None:
-    ruler = {
-        "needles": (
-            "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1",
-            "niah_multikey_2", "niah_multikey_3", "niah_multivalue", "niah_multiquery",
-        ),
-        "variables": ("vt",),
-        "words": ("cwe", "fwe"),
-        "documents": ("qa_1", "qa_2"),
-    }  # fmt: skip
-    for module, names in ruler.items():
-        TASKS.update({f"ruler/{n}": f"octavo_evals.tasks.ruler_{module}:{n}" for n in names})
-    longbench = (
-        "narrativeqa", "qasper", "multifieldqa_en", "multifieldqa_zh", "hotpotqa", "2wikimqa",
-        "musique", "dureader", "gov_report", "qmsum", "multi_news", "vcsum", "trec", "triviaqa",
-        "samsum", "lsht", "passage_count", "passage_retrieval_en", "passage_retrieval_zh", "lcc",
-        "repobench-p",
-    )  # fmt: skip
-    TASKS.update({f"longbench/{n}": f"octavo_evals.tasks.longbench:{n}" for n in longbench})
-    TASKS["longbench2"] = "octavo_evals.tasks.longbench2:longbench2"
-    TASKS["longhealth"] = "octavo_evals.tasks.longhealth:longhealth"
-    TASKS["longhealth5"] = "octavo_evals.tasks.longhealth:longhealth5"
-    TASKS["gsm8k/whole"] = "octavo_evals.tasks.gsm8k:whole"
-    TASKS["gsm8k/shots"] = "octavo_evals.tasks.gsm8k:shots"
-    TASKS["squad"] = "octavo_evals.tasks.questions:squad"
-    TASKS["key_value"] = "octavo_evals.tasks.questions:key_value"
-    TASKS["lclm_eval"] = "octavo_evals.tasks.lclm_eval:lclm_eval"
-    TASKS["reconstruction"] = "octavo_evals.tasks.likelihood:reconstruction"
-    TASKS["perplexity"] = "octavo_evals.tasks.likelihood:perplexity"
-    for group in ("ruler", "longbench", "gsm8k"):
-        GROUPS[group] = tuple(name for name in TASKS if name.startswith(f"{group}/"))
-    # The eleven that need no data.
-    GROUPS["ruler-offline"] = tuple(name for name in GROUPS["ruler"] if "/qa_" not in name)
+    def text(self, key: str) -> str:
+        """Return a field that must be a text."""
+        value = self.fields.get(key)
+        if not isinstance(value, str):
+            raise self.refuse(f"has no text {key!r}")
+        return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return a field that must be one or more texts."""
+        value = self.fields.get(key)
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            raise self.refuse(f"has no texts {key!r}")
+        return tuple(value)
 
-_fill_table()
-
-
-def find_tasks(names: Sequence[str]) -> list[Task]:
-    """Return the named tasks, groups unfolded, each once and in the order asked for.
-
-    Raises `EvaluationError` for an unknown name, with the nearest known ones.
-    """
-    wanted: dict[str, Task] = {}
-    for name in names:
-        if name not in TASKS and name not in GROUPS:
-            known = [*GROUPS, *TASKS]
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-            raise EvaluationError(f"unknown task {name!r}; {hint}")
-        for one in GROUPS.get(name, (name,)):
-            if one not in wanted:
-                module, factory = TASKS[one].split(":")
-                wanted[one] = importlib.import_module(module).TASKS[factory]()
-    return list(wanted.values())
+    def refuse(self, problem: str) -> EvaluationError:
+        """Return the error that says what is wrong with this record."""
+        return EvaluationError(
+            f"record {self.index + 1} of --data {self.name} {problem}; expected {self.expected}"
+        )
 
 
 class DataFiles:
@@ -164,41 +156,53 @@ class DataFiles:
 
         Raises `EvaluationError` for another form and for a path that is not there.
         """
-        self._places: dict[str, str] = {}
+        self.places: dict[str, str] = {}
         for one in given:
             name, equals, place = one.partition("=")
             if not equals or not name or not place:
                 raise EvaluationError(f"--data {one!r} is not NAME=PATH, as in squad=dev.jsonl")
             if not place.startswith("hf:") and not Path(place).expanduser().exists():
-                raise EvaluationError(f"--data {one}: there is nothing at {place}; mend the path")
-            self._places[name] = place
+                raise EvaluationError(f"--data {one}: there is nothing at {place}; fix the path")
+            self.places[name] = place
 
-    @property
-    def places(self) -> Mapping[str, str]:
-        """Every name with its place."""
-        return dict(self._places)
-
-    def has(self, name: str) -> bool:
-        """Return whether a place was given."""
-        return name in self._places
-
-    def records(self, name: str, what: str) -> Iterator[Any]:
+    def read(self, name: str, expected: str) -> Iterator[Record]:
         """Yield the records of a named place: a file, every file of a folder, or a hub dataset.
 
-        A `.txt` file is one record, `{"text": …}`. `what` says what the task expects there, for
-        the error when no place was given.
+        `SET.PART` is also found where `SET` is: the folder's file PART, the dataset's config PART.
+        A `.txt` file is one record, `{"text": …}`. `expected` says what a record looks like.
+        Raises `EvaluationError` without a place or a record, and for one that is no object.
         """
-        if name not in self._places:
+        index = -1
+        for index, fields in enumerate(self._raw(name, expected)):
+            record = Record(index, fields if isinstance(fields, Mapping) else {}, name, expected)
+            if not isinstance(fields, Mapping):
+                raise record.refuse("is no object")
+            yield record
+        if index < 0:
+            raise EvaluationError(f"--data {name} holds no record; expected {expected}")
+
+    def _raw(self, name: str, expected: str) -> Iterator[Any]:
+        whole, _, part = name.partition(".")
+        if name in self.places:
+            place, part = self.places[name], ""
+        elif part and whole in self.places:
+            place = self.places[whole]
+        else:
             raise EvaluationError(
-                f"a task needs data: give --data {name}=PATH ({what}), or name other tasks"
+                f"a task needs data: give --data {name}=PATH ({expected}), or name other tasks"
             )
-        place = self._places[name]
         if place.startswith("hf:"):
-            yield from stream_hub(place)
+            dataset, _, split = place.rpartition(":")
+            yield from stream_hub(f"{dataset}:{part}:{split}" if part else place)
             return
         path = Path(place).expanduser()
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
+        found = sorted(p for p in path.rglob(f"{part}.*" if part else "*") if p.is_file())
+        if part and not found:
+            raise EvaluationError(
+                f"--data {whole}={place} holds no {part}.jsonl; name the folder that does, or the "
+                f"file itself with --data {name}=PATH"
+            )
+        for file in found if path.is_dir() else [path]:
             if file.suffix == ".txt":
                 yield {"text": file.read_text(encoding="utf-8-sig")}
             else:

@@ -94,7 +94,8 @@ def evaluate(
     """  # fmt: skip
     from octavo_evals.methods import METHODS, choose
     from octavo_evals.runner import LINES, Job, run, run_by, show_rows
-    from octavo_evals.task import DataFiles, find_tasks
+    from octavo_evals.task import DataFiles
+    from octavo_evals.tasks import find_tasks
 
     find_tasks(tasks)  # a wrong name is an error before a model is loaded
     DataFiles(data or ())

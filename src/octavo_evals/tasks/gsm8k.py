@@ -10,68 +10,55 @@ given, of the test file, which then does not ask them. Which examples the LCLM p
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from octavo.errors import EvaluationError
-from octavo_evals.task import Item, Metrics, Reply, Request
-from octavo_evals.tasks import given
+from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task
 
 SHOTS = 5
-MAX_NEW_TOKENS = 256
 EXPECTED = (
     '{"question": …, "answer": "… #### 18"} or {"question": …, "answers": ["18"], "solution": …}'
 )
+RESULT = re.compile(r"#### (-?[0-9.,]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A question with its worked answer, which ends like `#### 18`."""
-
-    id: str
-    question: str
-    worked: str
-    result: str
-
-
-class Gsm8k:
+class Gsm8k(Task):
     """Either the whole prompt is the context, or only its worked examples are.
 
     The paper compresses the whole prompt. With the examples alone, all questions share one context.
     """
 
-    has_length = False
     metric = "exact match"
 
-    def __init__(self, *, is_whole: bool) -> None:
-        """Take whether the question is a part of the context."""
-        self.is_whole = is_whole
-        self.name = "gsm8k/whole" if is_whole else "gsm8k/shots"
+    def __init__(self, name: str) -> None:
+        """Be `gsm8k/whole` or `gsm8k/shots`."""
+        self.name = name
 
-    def items(self, request: Request) -> Iterator[Item]:
+    def make(self, request: Request) -> Iterator[Item]:
         """Yield one item a question, in the file's order; ids are places in the file."""
-        return islice(self._items(request), request.limit)
-
-    def _items(self, request: Request) -> Iterator[Item]:
-        is_apart = request.data.has("gsm8k.train")
-        shots_from = "gsm8k.train" if is_apart else "gsm8k"
-        sums = map(_sum, given.read(request, "gsm8k", EXPECTED))
-        source = map(_sum, given.read(request, shots_from, EXPECTED)) if is_apart else sums
-        shots = list(islice(source, SHOTS))
+        sums = request.data.read("gsm8k", EXPECTED)
+        shots_from, source = "gsm8k", sums
+        if "gsm8k.train" in request.data.places:
+            shots_from = "gsm8k.train"
+            source = request.data.read(shots_from, EXPECTED)
+        shots = [
+            f"Question: {record.text('question')}\nAnswer: {_worked(record)[0]}"
+            for record in islice(source, SHOTS)
+        ]
         if len(shots) < SHOTS:
             raise EvaluationError(
                 f"--data {shots_from} holds {len(shots)} records; {SHOTS} are needed as examples"
             )
-        examples = "\n\n".join(f"Question: {s.question}\nAnswer: {s.worked}" for s in shots)
-        for one in sums:
-            asked = f"\n\nQuestion: {one.question}\nAnswer:"
+        examples = "\n\n".join(shots)
+        for record in sums:
+            asked = f"\n\nQuestion: {record.text('question')}\nAnswer:"
+            is_whole = self.name == "gsm8k/whole"
             yield Item(
-                id=one.id,
-                context=examples + asked if self.is_whole else examples,
-                after="" if self.is_whole else asked,
-                references=(one.result,),
-                max_new_tokens=MAX_NEW_TOKENS,
+                id=record.id,
+                context=examples + asked if is_whole else examples,
+                after="" if is_whole else asked,
+                references=(_worked(record)[1],),
+                max_new_tokens=256,
                 stop=("Question:",),
                 about={"shots": SHOTS, "shots_from": shots_from},
             )
@@ -83,8 +70,8 @@ class Gsm8k:
 
 def find_results(answer: str, references: Sequence[str]) -> dict[str, float]:
     """Return `score`, by the first number after `####`, and `flexible`, by the last number."""
-    strict = re.search(r"#### (-?[0-9.,]+)", answer)
-    numbers: list[str] = [m[0] for m in re.finditer(r"-?[$0-9.,]{2,}|-?[0-9]+", answer)]
+    strict = RESULT.search(answer)
+    numbers: list[str] = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", answer)
     wanted = {_plain(reference) for reference in references}
     return {
         "score": float(strict is not None and _plain(strict[1]) in wanted),
@@ -97,16 +84,15 @@ def _plain(number: str) -> str:
     return re.sub(r"[,$]", "", number.strip()).removesuffix(".")
 
 
-def _sum(record: given.Record) -> Sum:
-    question = record.text("question")
-    if "answer" in record.fields:
-        worked = record.text("answer")
-        found = re.search(r"#### (-?[0-9.,]+)", worked)
-        if not found:
-            raise record.refuse("has an 'answer' without '#### ' and a number")
-        return Sum(record.id, question, worked, _plain(found[1]))
-    result = record.texts("answers")[0]
-    return Sum(record.id, question, f"{record.text('solution')}\n#### {result}", _plain(result))
+def _worked(record: Record) -> tuple[str, str]:
+    """Return a worked answer, which ends like `#### 18`, and its result."""
+    if "answer" not in record.fields:
+        result = record.texts("answers")[0]
+        return f"{record.text('solution')}\n#### {result}", _plain(result)
+    worked = record.text("answer")
+    if not (found := RESULT.search(worked)):
+        raise record.refuse("has an 'answer' without '#### ' and a number")
+    return worked, _plain(found[1])
 
 
-TASKS = {"whole": partial(Gsm8k, is_whole=True), "shots": partial(Gsm8k, is_whole=False)}
+TASKS = (Gsm8k("gsm8k/whole"), Gsm8k("gsm8k/shots"))

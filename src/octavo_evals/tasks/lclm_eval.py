@@ -19,13 +19,16 @@ other classes. `about` says which.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from octavo.config import MEMORY_END, MEMORY_START
 from octavo_evals import metrics
-from octavo_evals.task import Item, Metrics, Reply, Request
-from octavo_evals.tasks import given, gsm8k, longbench, longhealth, ruler
+from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task
+from octavo_evals.tasks.choices import chosen_letter
+from octavo_evals.tasks.gsm8k import find_results
+from octavo_evals.tasks.longbench import CLASSES, DEFINITIONS, score_answer
+from octavo_evals.tasks.ruler import find_references
 
 EXPECTED = (
     f'{{"prompt": a text or messages with one {MEMORY_START}…{MEMORY_END}, "category": …, '
@@ -40,47 +43,43 @@ CHOICE_TOKENS = 64
 """For LongHealth's rows; not published. The paper lets the model give its choice at once."""
 
 
-class LclmEval:
+class LclmEval(Task):
     """Rows of any of the four configs, each scored by its own rule."""
 
     name = "lclm_eval"
-    has_length = False
     metric = "per row"
 
-    def items(self, request: Request) -> Iterator[Item]:
+    def make(self, request: Request) -> Iterator[Item]:
         """Yield the rows' items in the file's order."""
-        rows = given.read(request, "lclm_eval", EXPECTED)
-        return islice(map(_item, rows), request.limit)
+        return map(_item, request.data.read(self.name, EXPECTED))
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Score the answer by the rule that `about` names."""
         rule, answer, wanted = item.about["rule"], reply.text, item.references
         if rule == "match_all":
-            return {"score": ruler.string_match_all(answer, wanted)}
+            return {"score": fmean(find_references(answer, wanted))}
         if rule == "match_part":
-            return {"score": ruler.string_match_part(answer, wanted)}
+            return {"score": float(any(find_references(answer, wanted)))}
         if rule == "gsm8k":
-            found = gsm8k.find_results(answer, wanted)
+            found = find_results(answer, wanted)
             return {"score": found["flexible"], "strict": found["score"]}
         if rule == "choice":
             return {"score": metrics.best(_choice, answer, wanted)}
-        task = rule.removeprefix("longbench/")
-        classes = item.about.get("classes", ())
-        return {"score": longbench.score_answer(task, answer, wanted, classes)}
+        task, classes = rule.removeprefix("longbench/"), item.about.get("classes", ())
+        return {"score": score_answer(task, answer, wanted, classes)}
 
 
 def _choice(answer: str, reference: str) -> float:
     """Return whether an answer chose the option given by its letter or by its words."""
     if re.fullmatch(r"[A-F]", reference.strip()):
         alone = re.match(r"\s*[(*\"']*([A-F])\b", answer)
-        chosen = longhealth.chosen_letter(answer) or (alone[1] if alone else None)
+        chosen = chosen_letter(answer) or (alone[1] if alone else None)
         return float(chosen == reference.strip())
     wanted = " ".join(metrics.squad_words(reference))
     return float(f" {wanted} " in f" {' '.join(metrics.squad_words(answer))} ")
 
 
-def _item(row: given.Record) -> Item:
-    before, context, after, prefix = _split(row)
+def _item(row: Record) -> Item:
     extra = row.fields.get("extra_info") or {}
     if isinstance(extra, str):
         try:
@@ -89,12 +88,13 @@ def _item(row: given.Record) -> Item:
             raise row.refuse(f"has an 'extra_info' that is not JSON ({error})") from error
     if not isinstance(extra, Mapping):
         raise row.refuse("has an 'extra_info' that is no object")
+    before, context, after, prefix = _split(row)
     category = str(row.fields.get("category") or "")
     rule, max_new_tokens = _rule(row, category, str(extra.get("scoring_function") or ""))
     about: dict[str, Any] = {"category": category, "rule": rule}
     classes = extra.get("all_classes")
-    if rule.removeprefix("longbench/") in longbench.CLASSES:
-        if isinstance(classes, Sequence) and not isinstance(classes, str) and classes:
+    if rule.removeprefix("longbench/") in CLASSES:
+        if isinstance(classes, list) and classes:
             about["classes"] = [str(name) for name in classes]
         else:  # without the names of the other classes there is only the label to look for
             about["rule"] = "match_part"
@@ -110,39 +110,36 @@ def _item(row: given.Record) -> Item:
     )
 
 
-def _split(row: given.Record) -> tuple[str, str, str, str]:
+def _split(row: Record) -> tuple[str, str, str, str]:
     """Return what is before, within and after the span, and how the answer begins."""
     turns = _turns(row)
     prefix = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
     roles = [role for role, _ in turns]
     if roles not in (["user"], ["system", "user"]):
         raise row.refuse(f"has the turns {', '.join(roles) or 'of nobody'}, not one user's")
-    system = f"{turns[0][1]}\n\n" if roles[0] == "system" else ""
-    asked = turns[-1][1]
-    before, *spans = asked.split(MEMORY_START)
+    before, *spans = turns[-1][1].split(MEMORY_START)
     if len(spans) != 1 or spans[0].count(MEMORY_END) != 1 or MEMORY_END in before:
         raise row.refuse(f"has {len(spans)} spans in its user's turn, not one")
     context, after = spans[0].split(MEMORY_END)
+    system = "".join(f"{text}\n\n" for role, text in turns if role == "system")
     return system + before, context, after, prefix
 
 
-def _turns(row: given.Record) -> list[tuple[str, str]]:
+def _turns(row: Record) -> list[tuple[str, str]]:
+    """Return roles and texts of a prompt, which is a text with chat markup or messages."""
     prompt = row.fields.get("prompt")
     if isinstance(prompt, str):
-        turns = [(match[1], match[2]) for match in TURN.finditer(prompt)]
-        return turns or [("user", prompt)]
-    if isinstance(prompt, Sequence):
-        turns = [
-            (message["role"], message["content"])
-            for message in prompt
-            if isinstance(message, Mapping) and {"role", "content"} <= message.keys()
-        ]
-        if len(turns) == len(prompt) and all(isinstance(part, str) for t in turns for part in t):
-            return turns
-    raise row.refuse("has no 'prompt' that is a text or messages of role and content")
+        return [(match[1], match[2]) for match in TURN.finditer(prompt)] or [("user", prompt)]
+    try:
+        turns = [(message["role"], message["content"]) for message in prompt or ()]
+    except (KeyError, TypeError):
+        turns = []
+    if not turns or not all(isinstance(part, str) for turn in turns for part in turn):
+        raise row.refuse("has no 'prompt' that is a text or messages of role and content")
+    return turns
 
 
-def _references(row: given.Record, extra: Mapping[str, Any]) -> tuple[str, ...]:
+def _references(row: Record, extra: Mapping[str, Any]) -> tuple[str, ...]:
     truth = extra.get("ground_truth")
     places = (
         truth.get("answers") if isinstance(truth, Mapping) else truth,
@@ -156,7 +153,7 @@ def _references(row: given.Record, extra: Mapping[str, Any]) -> tuple[str, ...]:
     raise row.refuse("has no answers")
 
 
-def _rule(row: given.Record, category: str, declared: str) -> tuple[str, int]:
+def _rule(row: Record, category: str, declared: str) -> tuple[str, int]:
     """Return how a row is scored, and how long its answer may be."""
     task = re.sub(r"_\d+$", "", category.rsplit("/", 1)[-1])
     family = task.split("_")[0]
@@ -165,8 +162,8 @@ def _rule(row: given.Record, category: str, declared: str) -> tuple[str, int]:
         return "match_all", tokens
     if "string_match_part" in declared:
         return "match_part", tokens
-    if task in longbench.definitions():
-        return f"longbench/{task}", longbench.definitions()[task]["max_new_tokens"]
+    if task in DEFINITIONS:
+        return f"longbench/{task}", DEFINITIONS[task]["max_new_tokens"]
     if "gsm8k" in category.lower():
         return "gsm8k", REASONING_TOKENS
     if "longhealth" in category.lower():
@@ -179,4 +176,4 @@ def _rule(row: given.Record, category: str, declared: str) -> tuple[str, int]:
     )
 
 
-TASKS = {"lclm_eval": LclmEval}
+TASKS = (LclmEval(),)

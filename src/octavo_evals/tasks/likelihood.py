@@ -2,26 +2,27 @@
 
 `reconstruction`: read a passage, and write it out again. `perplexity`: read a passage, and go on as
 its author did. Every token of the target is judged with the right ones before it (teacher forcing),
-so that one slip does not spoil the rest. Score: the share of tokens that were the likeliest.
+so that one slip does not spoil the rest. Score: the share of tokens that were the most likely.
 """
 
 import random
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from statistics import fmean
 
 from octavo.errors import EvaluationError
 from octavo_evals.task import Item, Metrics, Reply, Request, Task
+from octavo_evals.tasks.fit import largest_fit
 
 NUM_ITEMS = 100
 """Without a limit."""
 CONTINUATION = 64
 """Tokens to be continued; the rest of the length is context."""
-REQUEST = "\nThe text above, word for word:\n"
+COPY = "\nThe text above, word for word:\n"
 QUARTERS = 4
 """Accuracy is also given by quarter of the target: does it fade along the passage?"""
 
 
-class Likelihood:
+class Likelihood(Task):
     """Cut passages out of texts, and see how well they are copied or continued."""
 
     has_length = True
@@ -31,15 +32,14 @@ class Likelihood:
         """Be `reconstruction` or `perplexity`."""
         self.name = name
 
-    def items(self, request: Request) -> Iterator[Item]:
+    def make(self, request: Request) -> Iterator[Item]:
         """Yield passages of as many tokens as the length leaves, from `--data text=…`.
 
         Every item takes another text while there are any, and begins at a random word of it.
         """
-        assert request.length is not None
         is_copy = self.name == "reconstruction"
-        asked = REQUEST if is_copy else ""
-        room = request.length - request.count_tokens(asked)
+        asked = COPY if is_copy else ""
+        room = request.room - request.count_tokens(asked)
         wanted = room // 2 if is_copy else room - CONTINUATION
         if wanted < CONTINUATION // 4:
             raise EvaluationError(
@@ -47,19 +47,7 @@ class Likelihood:
                 "--length 256 or more"
             )
         needed = wanted + (0 if is_copy else CONTINUATION)
-        texts = [
-            text
-            for record in request.data.records("text", 'prose: records with "text", or .txt files')
-            if isinstance(text := record.get("text") or record.get("context"), str)
-            and len(text) > 8 * needed
-        ]
-        if not texts:
-            raise EvaluationError(
-                f"no text in --data text=… has the {needed} tokens that a length of "
-                f"{request.length} asks for; give longer texts or a shorter length"
-            )
-        texts = list(dict.fromkeys(texts))
-        random.Random(f"{request.seed}/{self.name}").shuffle(texts)
+        texts = self._texts(request, needed)
         for index in range(NUM_ITEMS if request.limit is None else request.limit):
             rng = random.Random(f"{request.seed}/{self.name}/{request.length}/{index}")
             text = texts[index % len(texts)]
@@ -76,33 +64,45 @@ class Likelihood:
                 is_chat=False,
             )
 
+    def _texts(self, request: Request, needed: int) -> list[str]:
+        """Return the texts that are surely long enough, in a random order."""
+        texts: dict[str, None] = {}
+        for record in request.data.read("text", 'prose: records with "text", or .txt files'):
+            text = record.fields.get("text") or record.fields.get("context")
+            if isinstance(text, str) and len(text) > 8 * needed:
+                texts[text] = None
+        if not texts:
+            raise EvaluationError(
+                f"no text in --data text=… has the {needed} tokens that a length of "
+                f"{request.length} asks for; give longer texts or a shorter length"
+            )
+        order = list(texts)
+        random.Random(f"{request.seed}/{self.name}").shuffle(order)
+        return order
+
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return token accuracy, whether all was right, mean loss, and accuracy by quarter."""
         hits, count = reply.token_hits, len(reply.token_hits)
         metrics = {
-            "score": sum(hits) / count,
+            "score": fmean(hits),
             "exact": float(all(hits)),
             "nats": sum(reply.token_nats) / count,
         }
         for quarter in range(QUARTERS):
             part = hits[count * quarter // QUARTERS : count * (quarter + 1) // QUARTERS]
             if part:
-                metrics[f"accuracy_q{quarter + 1}"] = sum(part) / len(part)
+                metrics[f"accuracy_q{quarter + 1}"] = fmean(part)
         return metrics
 
 
 def _cut(words: list[str], wanted: int, request: Request) -> tuple[str, list[str]]:
     """Return the longest run of words with at most `wanted` tokens, and the words after it."""
-    low, high = 1, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if request.count_tokens(" ".join(words[:middle])) <= wanted:
-            low = middle
-        else:
-            high = middle - 1
-    return " ".join(words[:low]), words[low:]
+
+    def tokens(number: int) -> int:
+        return request.count_tokens(" ".join(words[:number]))
+
+    most = largest_fit(tokens, wanted, 1, len(words), guess=wanted) or 1
+    return " ".join(words[:most]), words[most:]
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    name: partial(Likelihood, name) for name in ("reconstruction", "perplexity")
-}
+TASKS = (Likelihood("reconstruction"), Likelihood("perplexity"))

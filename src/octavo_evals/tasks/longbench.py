@@ -7,20 +7,21 @@ not the whole prompt; the answer is cut at `samsum`'s line end even where it is 
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import EvaluationError
-from octavo.records import read_dataset, stream_hub
 from octavo_evals import metrics
-from octavo_evals.task import DataFiles, Item, Metrics, Reply, Request
-from octavo_evals.tasks import given
+from octavo_evals.task import Item, Metrics, Reply, Request, Task
+from octavo_evals.tasks.fit import fit_context
 
-DEFINITIONS = Path(__file__).parents[1] / "assets" / "longbench" / "tasks.json"
+DEFINITIONS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__)
+    .parents[1]
+    .joinpath("assets", "longbench", "tasks.json")
+    .read_text(encoding="utf-8")
+)["tasks"]
+"""Every task's template, most new tokens and scorer."""
 EXPECTED = '{"input": …, "context": …, "answers": […], "all_classes": […] or null}'
-SUFFIXES = (".jsonl", ".jsonl.zst", ".json", ".json.zst", ".parquet")
 
 BARE = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"})
 """Few-shot and code prompts are continued, not answered: no chat template (pred.py, c5ea10b)."""
@@ -38,13 +39,6 @@ SCORERS: dict[str, tuple[str, Callable[[str, str], float]]] = {
 }
 
 
-@cache
-def definitions() -> dict[str, dict[str, Any]]:
-    """Return every task's template, most new tokens and scorer."""
-    tasks: dict[str, dict[str, Any]] = json.loads(DEFINITIONS.read_text(encoding="utf-8"))["tasks"]
-    return tasks
-
-
 def score_answer(
     task: str, answer: str, references: Sequence[str], classes: Sequence[str]
 ) -> float:
@@ -55,10 +49,10 @@ def score_answer(
         return metrics.best(
             lambda said, label: metrics.class_match(said, label, classes), answer, references
         )
-    return metrics.best(SCORERS[definitions()[task]["scorer"]][1], answer, references)
+    return metrics.best(SCORERS[DEFINITIONS[task]["scorer"]][1], answer, references)
 
 
-class LongBench:
+class LongBench(Task):
     """One of the 21 tasks.
 
     Its records come from `--data longbench.TASK=PATH`, or from `--data longbench=PLACE`: a folder
@@ -66,26 +60,20 @@ class LongBench:
     config for each.
     """
 
-    has_length = False
-
     def __init__(self, task: str) -> None:
         """Take the task's name in LongBench, like `2wikimqa`."""
         self.task = task
         self.name = f"longbench/{task}"
-        definition = definitions()[task]
+        definition = DEFINITIONS[task]
         self.before, self.after = definition["template"].split("{context}")
         self.max_new_tokens: int = definition["max_new_tokens"]
         self.metric = "accuracy" if task in CLASSES else SCORERS[definition["scorer"]][0]
 
-    def items(self, request: Request) -> Iterator[Item]:
+    def make(self, request: Request) -> Iterator[Item]:
         """Yield the records' items in the file's order, contexts cut to fit the decoder."""
-        return islice(self._items(request), request.limit)
-
-    def _items(self, request: Request) -> Iterator[Item]:
-        raw, name = self._raw(request.data)
-        for record in given.check(raw, name, EXPECTED):
+        for record in request.data.read(f"longbench.{self.task}", EXPECTED):
             after = self.after.replace("{input}", record.text("input"))
-            context, cut = given.fit_context(
+            context, cut = fit_context(
                 request, self.before, record.text("context"), after, self.max_new_tokens
             )
             about: dict[str, Any] = {"cut_tokens": cut}
@@ -105,26 +93,10 @@ class LongBench:
                 about=about,
             )
 
-    def _raw(self, data: DataFiles) -> tuple[Iterator[Any], str]:
-        own = f"longbench.{self.task}"
-        if data.has(own) or not data.has("longbench"):
-            return data.records(own, f"LongBench's {self.task}.jsonl: {EXPECTED}"), own
-        place = data.places["longbench"]
-        if place.startswith("hf:"):
-            dataset, _, split = place.removeprefix("hf:").rpartition(":")
-            return stream_hub(f"hf:{dataset}:{self.task}:{split}"), "longbench"
-        for suffix in SUFFIXES:
-            if (path := Path(place).expanduser() / f"{self.task}{suffix}").is_file():
-                return read_dataset(path), "longbench"
-        raise EvaluationError(
-            f"--data longbench={place} holds no {self.task}.jsonl; name the folder that does, "
-            f"or the file itself with --data {own}=PATH"
-        )
-
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Score the answer by the task's own rule."""
         classes = item.about.get("classes", ())
         return {"score": score_answer(self.task, reply.text, item.references, classes)}
 
 
-TASKS = {name: partial(LongBench, name) for name in definitions()}
+TASKS = tuple(map(LongBench, DEFINITIONS))

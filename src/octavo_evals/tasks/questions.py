@@ -3,13 +3,12 @@
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from octavo.errors import EvaluationError
 from octavo_evals import metrics
-from octavo_evals.task import DataFiles, Item, Metrics, Reply, Request
-from octavo_evals.tasks import given
+from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task
+from octavo_evals.tasks.fit import largest_fit
 
 SQUAD_EXPECTED = (
     '{"context": …, "question": …, "answers": ["…"]} a line, or SQuAD\'s own .json with "data"'
@@ -23,7 +22,7 @@ PAIRS_BEFORE = (
 )
 
 
-class Squad:
+class Squad(Task):
     """A question about a paragraph, answered with a few of its words.
 
     Source: SQuAD (arXiv 1606.05250), or any records of that form; word F1, and exact match beside
@@ -34,29 +33,27 @@ class Squad:
     """
 
     name = "squad"
-    has_length = False
     metric = "F1"
 
-    def items(self, request: Request) -> Iterator[Item]:
-        """Return the answerable questions, context by context."""
+    def make(self, request: Request) -> Iterator[Item]:
+        """Yield the answerable questions, context by context."""
         by_context: dict[str, list[Item]] = {}
-        for record in given.check(_flat(request.data), "squad", SQUAD_EXPECTED):
-            references = _references(record)
-            if references:
-                context = record.text("context")
-                item = Item(
-                    id=record.id,
-                    context=context,
-                    after=f"\n\nAnswer with a few words of the text: {record.text('question')}",
-                    references=references,
-                    max_new_tokens=32,
-                )
-                by_context.setdefault(context, []).append(item)
-        if not by_context:
-            raise EvaluationError(f"--data squad has no answerable question: {SQUAD_EXPECTED}")
+        for record, answers in read_squad(request, self.name):
+            if not answers:
+                continue
+            context = record.text("context")
+            item = Item(
+                id=record.id,
+                context=context,
+                after=f"\n\nAnswer with a few words of the text: {record.text('question')}",
+                references=tuple(dict.fromkeys(answers)),
+                max_new_tokens=32,
+            )
+            by_context.setdefault(context, []).append(item)
         contexts = list(by_context)
         random.Random(f"{request.seed}/squad").shuffle(contexts)
-        return islice((item for one in contexts for item in by_context[one]), request.limit)
+        for context in contexts:
+            yield from by_context[context]
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return word F1, and exact match beside it."""
@@ -66,65 +63,74 @@ class Squad:
         }
 
 
-def _flat(data: DataFiles) -> Iterator[Any]:
-    """Yield a record per question; SQuAD's own file is one record of articles of paragraphs."""
-    for record in data.records("squad", SQUAD_EXPECTED):
-        if not isinstance(record, Mapping) or "data" not in record:
-            yield record
-            continue
+def read_squad(request: Request, name: str) -> Iterator[tuple[Record, list[str]]]:
+    """Yield a record and the answers of every question; no answers where it has none.
+
+    A file holds a question a line, or articles of paragraphs as SQuAD's own one does.
+    """
+    index, has_answers = 0, False
+    for whole in request.data.read(name, SQUAD_EXPECTED):
         try:
-            for article in record["data"]:
-                for paragraph in article["paragraphs"]:
-                    for asked in paragraph["qas"]:
-                        yield {**asked, "context": paragraph["context"]}
+            asked = list(_flat(whole.fields))
         except (KeyError, TypeError) as error:
-            raise EvaluationError(
-                f"--data squad is not SQuAD's .json ({type(error).__name__}: {error}); "
-                f"expected {SQUAD_EXPECTED}"
-            ) from error
+            raise whole.refuse(f"is not of SQuAD ({type(error).__name__}: {error})") from error
+        for fields in asked:
+            record = Record(index, fields, name, SQUAD_EXPECTED)
+            answers = [] if fields.get("is_impossible") else _answers(record)
+            has_answers, index = has_answers or bool(answers), index + 1
+            yield record, answers
+    if not has_answers:
+        raise EvaluationError(f"--data {name} has no answerable question: {SQUAD_EXPECTED}")
 
 
-def _references(record: given.Record) -> tuple[str, ...]:
-    """Return the distinct answers: texts, objects with a text, or columns as the hub has them."""
+def _flat(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "data" in fields:
+        for article in fields["data"]:
+            yield from _flat(article)
+    elif "paragraphs" in fields:
+        for paragraph in fields["paragraphs"]:
+            shared = {"context": paragraph["context"], "title": fields.get("title")}
+            yield from ({**asked, **shared} for asked in paragraph["qas"])
+    else:
+        yield fields
+
+
+def _answers(record: Record) -> list[str]:
+    """Return the answers: texts, objects with a text, or columns as the hub has them."""
     answers = record.fields.get("answers")
     if isinstance(answers, Mapping):
         answers = answers.get("text")
     if not isinstance(answers, Sequence) or isinstance(answers, str):
         raise record.refuse("has no list 'answers'")
-    texts = [answer.get("text") if isinstance(answer, Mapping) else answer for answer in answers]
-    distinct = dict.fromkeys(text for text in texts if isinstance(text, str))
-    if len(texts) != sum(isinstance(text, str) for text in texts):
+    given = [answer.get("text") if isinstance(answer, Mapping) else answer for answer in answers]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(given):
         raise record.refuse("has an answer that is no text")
-    return tuple(distinct)
+    return texts
 
 
-class KeyValue:
+class KeyValue(Task):
     """Look up one key in a JSON object of random pairs.
 
     Source: "Lost in the Middle" (arXiv 2307.03172, github.com/nelson-liu/lost-in-the-middle,
     commit f007d11): its prompt, its layout of the object and its score, whether the value occurs in
-    the answer in any case. What differs: given a length, an item keeps only as many of its record's
-    pairs as fit, drawn at random, in the record's order, the asked one always among them, so that
+    the answer in any case. What differs: an item keeps only as many of its record's pairs as fit
+    the length, drawn at random, in the record's order, the asked one always among them, so that
     short decoders can be asked; a length beyond the record keeps it whole. Answers end after 64
     tokens, not 100: a UUID is at most 36.
     """
 
     name = "key_value"
-    has_length = True
     metric = "match"
-
+    has_length = True
     max_new_tokens = 64
 
-    def items(self, request: Request) -> Iterator[Item]:
-        """Yield one item a record; without a length each keeps all its pairs."""
-        return islice(self._items(request), request.limit)
-
-    def _items(self, request: Request) -> Iterator[Item]:
-        for record in given.read(request, "key_value", PAIRS_EXPECTED):
+    def make(self, request: Request) -> Iterator[Item]:
+        """Yield one item a record."""
+        for record in request.data.read(self.name, PAIRS_EXPECTED):
             pairs, key, value = _pairs(record)
             after = f'\n\nKey: "{key}"\nCorresponding value:'
-            if request.length is not None:
-                pairs = self._fit(request, record, pairs, key, after)
+            pairs = self._fit(request, record, pairs, key, after)
             yield Item(
                 id=record.id,
                 before=PAIRS_BEFORE,
@@ -136,15 +142,9 @@ class KeyValue:
             )
 
     def _fit(
-        self,
-        request: Request,
-        record: given.Record,
-        pairs: list[tuple[str, str]],
-        key: str,
-        after: str,
+        self, request: Request, record: Record, pairs: Sequence[tuple[str, str]], key: str, end: str
     ) -> list[tuple[str, str]]:
         """Return as many pairs as the length allows, the asked one among them."""
-        assert request.length is not None
         order = [index for index, (name, _) in enumerate(pairs) if name != key]
         random.Random(f"{request.seed}/key_value/{request.length}/{record.index}").shuffle(order)
 
@@ -152,28 +152,25 @@ class KeyValue:
             dropped = set(order[count - 1 :])
             return [pair for index, pair in enumerate(pairs) if index not in dropped]
 
-        around = request.count_tokens(PAIRS_BEFORE) + request.count_tokens(after)
-        room = request.length - self.max_new_tokens - around
-        low, high = 1, len(pairs) + 1  # low fits or is refused, high does not fit or exist
-        while high - low > 1:
-            middle = (low + high) // 2
-            if request.count_tokens(_layout(choose(middle))) <= room:
-                low = middle
-            else:
-                high = middle
-        if low < 2:
+        def tokens(count: int) -> int:
+            return request.count_tokens(_layout(choose(count)))
+
+        around = request.count_tokens(PAIRS_BEFORE) + request.count_tokens(end)
+        room = request.room - self.max_new_tokens - around
+        most = largest_fit(tokens, room, 2, len(pairs), guess=len(pairs))
+        if most is None:
             raise EvaluationError(
                 f"key_value: --length {request.length} has no room for two pairs of record "
                 f"{record.index + 1}; give a greater one"
             )
-        return choose(low)
+        return choose(most)
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return 1 if the value occurs in the answer."""
         return {"score": float(item.references[0].lower() in reply.text.lower())}
 
 
-def _pairs(record: given.Record) -> tuple[list[tuple[str, str]], str, str]:
+def _pairs(record: Record) -> tuple[list[tuple[str, str]], str, str]:
     """Return the pairs in order, the asked key and its value."""
     if "ordered_kv_records" in record.fields:
         raw, key, value = record.fields["ordered_kv_records"], record.text("key"), None
@@ -202,4 +199,4 @@ def _layout(pairs: Sequence[tuple[str, str]]) -> str:
     return "{" + ",\n ".join(f'"{key}": "{value}"' for key, value in pairs) + "}"
 
 
-TASKS = {"squad": Squad, "key_value": KeyValue}
+TASKS = (Squad(), KeyValue())

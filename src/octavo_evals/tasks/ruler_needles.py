@@ -5,27 +5,27 @@
     after     What are all the special magic numbers for stale-otter mentioned in the ...
     prefix     The special magic numbers for stale-otter mentioned in the provided text are
 
-The hay is one noise sentence over and over, essays, or needles nobody asks for. Essays are those of
-`--data ruler.essays=PATH`, else the shipped ones, and `about["haystack"]` says which; the first N
-words are taken, and again from the start where there are fewer. Sentences of essays are found by a
-short rule instead of the original's NLTK punkt model, which is a download: some places differ.
-Keys are adjective-noun pairs of the lists of whatever version of wonderwords is installed.
+The hay is one noise sentence over and over, essays, or needles that nobody asks for. Essays are
+those of `--data ruler.essays=PATH`, else the shipped ones, and `about["haystack"]` says which; the
+first N words are taken, and again from the start where there are fewer. Sentences of essays are
+found by a short rule instead of the original's NLTK punkt model, which is a download: some places
+differ. Keys are adjective-noun pairs of the lists of whatever version of wonderwords is installed.
 """
 
 import difflib
 import re
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Iterable
+from functools import cache
 from importlib import resources
 from itertools import pairwise
 from random import Random
 from typing import Literal
 
 from octavo.errors import EvaluationError, MissingExtraError
-from octavo_evals.task import Item, Metrics, Reply, Request, Task
-from octavo_evals.tasks.ruler import NOISE, SHORT, Draft, Plan, RulerTask, clean_answer
+from octavo_evals.task import Item, Metrics, Reply, Request
+from octavo_evals.tasks.ruler import NOISE, SHORT, Plan, RulerTask, clean_answer
 
 Kind = Literal["numbers", "words", "uuids"]
 Hay = Literal["noise", "essays", "needles"]
@@ -44,8 +44,6 @@ PREFIX_ONE = PREFIX.replace("are", "is")
 
 DEPTHS = tuple(round(100 * step / 39) for step in range(40))
 """Where needles may lie in essays, in percent of the sentences; no two at the same."""
-_STEP = {"noise": 25, "essays": 500, "needles": 25}
-_SHORT_STEP = {"noise": 5, "essays": 25, "needles": 5}
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr st prof rev hon gen col capt messrs e.g i.e viz vs".split()
 )
@@ -70,10 +68,9 @@ class Needles(RulerTask):
         """Hide `num_values` needles for each of `num_keys` keys, and ask for `num_queries` keys."""
         super().__init__(short_name)
         self.hay, self.key, self.value = hay, key, value
-        self.num_keys = max(num_keys, num_queries)
-        self.num_values, self.num_queries = num_values, num_queries
+        self.num_keys, self.num_values, self.num_queries = num_keys, num_values, num_queries
 
-    def plan(self, request: Request, length: int) -> Plan:
+    def plan(self, request: Request) -> Plan:
         """Return how to hide needles in hay of so many words (essays) or lines.
 
         Raises `EvaluationError` for essays without words, `MissingExtraError` without wonderwords.
@@ -81,16 +78,19 @@ class Needles(RulerTask):
         essays: Essays | None = None
         about: dict[str, object] = {}
         if self.hay == "essays":
-            is_given = request.data.has("ruler.essays")
+            is_given = "ruler.essays" in request.data.places
             essays = _given_essays(request) if is_given else shipped_essays()
             about["haystack"] = "given" if is_given else "shipped"
         if "words" in (self.key, self.value):
-            word_lists()  # complain before work begins
+            word_lists()  # raise before work begins
 
-        def draft(index: int, size: int, random: Random) -> Draft:
-            return self._draft(essays, about, size, random)
+        def draft(index: int, size: int, random: Random) -> Item:
+            return self._draft(essays, about, index, size, random)
 
-        step = (_SHORT_STEP if length < SHORT else _STEP)[self.hay]
+        length = request.room
+        step = 25 if length < SHORT else 500
+        if not essays:
+            step = 5 if length < SHORT else 25
         smallest = step if essays else self.num_keys * self.num_values
         return Plan(draft=draft, smallest=smallest, step=step, largest=max(length, smallest))
 
@@ -102,10 +102,15 @@ class Needles(RulerTask):
         }
 
     def _draft(
-        self, essays: "Essays | None", about: dict[str, object], size: int, random: Random
-    ) -> Draft:
-        keys = _distinct(self.num_keys, lambda: _invent(self.key, random), ())
-        values = _distinct(self.num_keys * self.num_values, lambda: _invent(self.value, random), ())
+        self,
+        essays: "Essays | None",
+        about: dict[str, object],
+        index: int,
+        size: int,
+        random: Random,
+    ) -> Item:
+        keys = _invent(self.num_keys, self.key, random)
+        values = _invent(self.num_keys * self.num_values, self.value, random)
         values_of = {
             key: values[at * self.num_values : (at + 1) * self.num_values]
             for at, key in enumerate(keys)
@@ -118,7 +123,7 @@ class Needles(RulerTask):
         else:
             lines = [NOISE] * size
             if self.hay == "needles":
-                lines = [self._stray_needle(keys, values, random) for _ in range(size)]
+                lines = [self._other_needle(keys, values, random) for _ in range(size)]
             context = _hide_in_lines(lines, needles, random)
 
         is_one = self.num_queries * self.num_values == 1
@@ -129,26 +134,28 @@ class Needles(RulerTask):
         )
         wanted = [(key, value) for key in asked for value in values_of[key]]
         places = [context.index(self._needle(*pair)) / len(context) for pair in wanted]
-        return Draft(
+        return Item(
+            id=f"{index:04}",
             before=before.format(kind=kind),
             context=context,
             after=after.format(kind=kind, query=query),
             prefix=prefix.format(kind=kind, query=query),
             references=tuple(value for _, value in wanted),
+            max_new_tokens=self.max_new_tokens,
             about={**about, "size": size, "depths": [round(place, 3) for place in places]},
         )
 
     def _needle(self, key: str, value: str) -> str:
         return NEEDLE.format(kind=self.value, key=key, value=value)
 
-    def _stray_needle(self, keys: list[str], values: list[str], random: Random) -> str:
-        (key,) = _distinct(1, lambda: _invent(self.key, random), keys)
-        (value,) = _distinct(1, lambda: _invent(self.value, random), values)
+    def _other_needle(self, keys: list[str], values: list[str], random: Random) -> str:
+        (key,) = _invent(1, self.key, random, avoid=keys)
+        (value,) = _invent(1, self.value, random, avoid=values)
         return self._needle(key, value)
 
 
 class Essays:
-    """Prose as sentences, of which the first so many words can be had."""
+    """Prose as sentences, which yields its first so many words."""
 
     def __init__(self, text: str) -> None:
         """Take any text; runs of white space count as one space.
@@ -203,31 +210,23 @@ def word_lists() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
 
 
 def nearness(answer: str, references: Iterable[str]) -> float:
-    """Return how like the references the likest words of an answer are, 0 to 1, on average.
+    """Return how like the references the most similar words of an answer are, 0 to 1, on average.
 
     Six of seven digits right are worth nothing as a match; here they are worth about 0.86.
     """
     runs = re.findall(r"[^\W_]+(?:-[^\W_]+)*", answer.lower())
-    ratios = [
-        max(
-            (difflib.SequenceMatcher(None, one.lower(), run, False).ratio() for run in runs),
-            default=0.0,
-        )
-        for one in references
-    ]
+
+    def nearest(reference: str) -> float:
+        matchers = (difflib.SequenceMatcher(None, reference.lower(), run, False) for run in runs)
+        return max((matcher.ratio() for matcher in matchers), default=0.0)
+
+    ratios = [nearest(reference) for reference in references]
     return sum(ratios) / len(ratios)
 
 
 def _given_essays(request: Request) -> Essays:
-    texts = []
-    what = 'prose: .txt files, or records with "text"'
-    for record in request.data.records("ruler.essays", what):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise EvaluationError(
-                'a record of ruler.essays has no "text"; give .txt files or records {"text": "…"}'
-            )
-        texts.append(record["text"])
-    return Essays(" ".join(texts))
+    records = request.data.read("ruler.essays", 'prose: .txt files, or records with "text"')
+    return Essays(" ".join(record.text("text") for record in records))
 
 
 def _ends_sentence(word: str, following: str) -> bool:
@@ -243,24 +242,21 @@ def _ends_sentence(word: str, following: str) -> bool:
     return begin[:1].isupper() or begin[:1].isdigit()
 
 
-def _invent(kind: Kind, random: Random) -> str:
-    if kind == "numbers":
-        return str(random.randint(10**6, 10**7 - 1))
-    if kind == "uuids":
-        return str(uuid.UUID(int=random.getrandbits(128), version=4))
-    adjectives, nouns, _ = word_lists()
-    return f"{random.choice(adjectives)}-{random.choice(nouns)}"
-
-
-def _distinct(count: int, invent: Callable[[], str], taken: Iterable[str]) -> list[str]:
-    made: list[str] = []
-    avoided = set(taken)
+def _invent(count: int, kind: Kind, random: Random, avoid: Iterable[str] = ()) -> list[str]:
+    """Return so many different words, numbers or UUIDs, none of those to avoid."""
+    made: dict[str, None] = {}
+    avoided = set(avoid)
     while len(made) < count:
-        one = invent()
+        if kind == "numbers":
+            one = str(random.randint(10**6, 10**7 - 1))
+        elif kind == "uuids":
+            one = str(uuid.UUID(int=random.getrandbits(128), version=4))
+        else:
+            adjectives, nouns, _ = word_lists()
+            one = f"{random.choice(adjectives)}-{random.choice(nouns)}"
         if one not in avoided:
-            made.append(one)
-            avoided.add(one)
-    return made
+            made[one] = None
+    return list(made)
 
 
 def _hide_in_sentences(sentences: list[str], needles: list[str], random: Random) -> str:
@@ -281,13 +277,13 @@ def _hide_in_lines(lines: list[str], needles: list[str], random: Random) -> str:
     return "\n".join(lines)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "niah_single_1": partial(Needles, "niah_single_1", "noise"),
-    "niah_single_2": partial(Needles, "niah_single_2", "essays"),
-    "niah_single_3": partial(Needles, "niah_single_3", "essays", value="uuids"),
-    "niah_multikey_1": partial(Needles, "niah_multikey_1", "essays", num_keys=4),
-    "niah_multikey_2": partial(Needles, "niah_multikey_2", "needles"),
-    "niah_multikey_3": partial(Needles, "niah_multikey_3", "needles", key="uuids", value="uuids"),
-    "niah_multivalue": partial(Needles, "niah_multivalue", "essays", num_values=4),
-    "niah_multiquery": partial(Needles, "niah_multiquery", "essays", num_queries=4),
-}
+TASKS = (
+    Needles("niah_single_1", "noise"),
+    Needles("niah_single_2", "essays"),
+    Needles("niah_single_3", "essays", value="uuids"),
+    Needles("niah_multikey_1", "essays", num_keys=4),
+    Needles("niah_multikey_2", "needles"),
+    Needles("niah_multikey_3", "needles", key="uuids", value="uuids"),
+    Needles("niah_multivalue", "essays", num_values=4),
+    Needles("niah_multiquery", "essays", num_keys=4, num_queries=4),
+)

@@ -1,5 +1,8 @@
-"""RULER's two counting tasks: `cwe`, common words of a list, and `fwe`, frequent coded words.
+"""RULER's three tasks of drawn words and names: `vt`, `cwe` and `fwe`.
 
+    vt    before    an example with its answer, then: Memorize and track the chain(s) of ...
+          context   noise, VAR QWERT = 31337, noise, VAR ZXCVB = VAR QWERT , noise, ...
+          after     Question: Find all variables that are assigned the value 31337 in the ...
     cwe   before    an example with its answer, then: Below is a numbered list of words. ...
           context   1. otter 2. drum 3. otter ...
           after     Question: What are the 10 most common words in the above list?
@@ -7,21 +10,41 @@
           context   ... qlkzxa ... rrtyua ... qlkzxa ...
           after     Question: Do not provide any explanation. Please ignore the dots '....'. ...
 
-The worked example of `cwe` is an instruction, not memory, so it stands in `before` and is never
-compressed. Words are those of whatever version of wonderwords is installed; when a list needs more
+The worked examples are instructions, not memory, so they stand in `before` and are never
+compressed. That of `vt` is laid out once for a seed and length (three-letter names, as much noise
+as 500 tokens hold), and every item gives it fresh names and a fresh value. The original's limit of
+500 tokens leaves a short item more example than context; here it is also at most a quarter of the
+length.
+
+Words of `cwe` are those of whatever version of wonderwords is installed; when a list needs more
 (beyond about 128k tokens), pairs of words joined by a hyphen make up the rest, where the original
 takes another list of English words. Below 2048 tokens even the original's short form would not fit
 every tokenizer: there the example has 10 words twice and 5 once, the list has 10 words 3 times.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from random import Random
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 
-from octavo_evals.task import Request, Task
-from octavo_evals.tasks.ruler import SHORT, Draft, Plan, RulerTask
+from octavo_evals.task import Item, Request
+from octavo_evals.tasks.ruler import NOISE, SHORT, Plan, RulerTask
 from octavo_evals.tasks.ruler_needles import word_lists
+
+CHAIN_BEFORE = (
+    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+)
+CHAIN_AFTER = (
+    "\nQuestion: Find all variables that are assigned the value {value} in the text above."
+)
+CHAIN_PREFIX = (
+    " Answer: According to the chain(s) of variable assignment in the text above, 5 "
+    "variables are assigned the value {value}, they are: "
+)
+CHAIN = 5
+"""Variables of the chain: the first has the value, and four hops follow."""
+EXAMPLE_TOKENS = 500
 
 COMMON = 10
 COMMON_BEFORE = (
@@ -30,6 +53,9 @@ COMMON_BEFORE = (
 )
 COMMON_AFTER = "\nQuestion: What are the 10 most common words in the above list?"
 COMMON_PREFIX = " Answer: The top 10 words that appear most often in the list are:"
+COMMON_FORMS = {2048: ((15, 2, 1), (3, 1)), SHORT: ((20, 3, 1), (6, 1))}
+"""Below each length: words of the example, how often it has the common ones and the others; how
+often the list has them."""
 
 CODED_BEFORE = (
     "Read the following coded text and track the frequency of each coded word. Find the three most "
@@ -44,12 +70,88 @@ CODED_PREFIX = (
 )
 DOTS = "..."
 """Stands in for the most frequent word, as noise."""
-CODED_LETTERS = 6
+FEWEST_CODED = 53
+"""Below this the fourth and the fifth word can be equally frequent, and the answer is not one."""
 ZETA_2 = math.pi**2 / 6
 
-_VERY_SHORT = 2048
-_FEWEST_CODED = 53
-"""Below this the fourth and the fifth word can be equally frequent, and the answer is not one."""
+
+class Variables(RulerTask):
+    """Name the five variables that have the value."""
+
+    max_new_tokens = 30
+
+    def plan(self, request: Request) -> Plan:
+        """Return how to hide a chain among so many noise sentences."""
+        length = request.room
+        layout = Random(f"{request.seed}/{self.name}/{length}/example")
+        places = _layout(request.count_tokens, min(EXAMPLE_TOKENS, length // 4), layout)
+
+        def draft(index: int, size: int, random: Random) -> Item:
+            example = _example(places, random)
+            names, value = _names(5, random), _value(random)
+            return Item(
+                id=f"{index:04}",
+                before=f"{example}\n{CHAIN_BEFORE}",
+                # In the original too, no assignment comes after the last noise sentence.
+                context=_chain(_scatter(size, random), names, value),
+                after=CHAIN_AFTER.format(value=value),
+                prefix=CHAIN_PREFIX.format(value=value),
+                references=tuple(names),
+                max_new_tokens=self.max_new_tokens,
+                about={"size": size},
+            )
+
+        step = 5 if length < SHORT else 10
+        return Plan(draft=draft, smallest=CHAIN, step=step, largest=max(length, CHAIN))
+
+
+def _layout(count_tokens: Callable[[str], int], budget: int, random: Random) -> list[bool]:
+    """Return the example's lines, True for an assignment, with as much noise as fits the budget."""
+    best = _scatter(1, random)
+    per_noise = max(1, count_tokens(NOISE))
+    for num_noise in range(2, budget // per_noise + 1):
+        lines = _scatter(num_noise, random)
+        if count_tokens(_example(lines, random)) > budget:
+            break
+        best = lines
+    return best
+
+
+def _scatter(num_noise: int, random: Random) -> list[bool]:
+    """Return lines of noise (False) with the chain's assignments (True) at random places."""
+    spots = range(num_noise)
+    if num_noise < CHAIN:  # only in the example of a short item: two may stand together
+        places = random.choices(spots, k=CHAIN)
+    else:
+        places = random.sample(spots, CHAIN)
+    return [line for spot in spots for line in [True] * places.count(spot) + [False]]
+
+
+def _chain(lines: Sequence[bool], names: Sequence[str], value: str) -> str:
+    # Each assignment of a variable ends in a space, as in the original.
+    assignments = iter(
+        [f"VAR {names[0]} = {value}"] + [f"VAR {b} = VAR {a} " for a, b in pairwise(names)]
+    )
+    return "\n".join(next(assignments) if is_chain else NOISE for is_chain in lines)
+
+
+def _example(lines: Sequence[bool], random: Random) -> str:
+    names, value = _names(3, random), _value(random)
+    asked = (CHAIN_AFTER + CHAIN_PREFIX).format(value=value)
+    return f"{CHAIN_BEFORE}{_chain(lines, names, value)}{asked} {' '.join(names)}\n"
+
+
+def _names(letters: int, random: Random) -> list[str]:
+    names: list[str] = []
+    while len(names) < CHAIN:
+        name = "".join(random.choices(ascii_uppercase, k=letters))
+        if name not in (*names, "VAR"):
+            names.append(name)
+    return names
+
+
+def _value(random: Random) -> str:
+    return str(random.randrange(10000, 99999))
 
 
 class CommonWords(RulerTask):
@@ -57,36 +159,52 @@ class CommonWords(RulerTask):
 
     max_new_tokens = 120
 
-    def __init__(self) -> None:
-        super().__init__("cwe")
-
-    def plan(self, request: Request, length: int) -> Plan:
+    def plan(self, request: Request) -> Plan:
         """Return how to make a list of so many different words.
 
         Raises `MissingExtraError` without wonderwords.
         """
         words = sorted(set().union(*word_lists()))
-        if length < _VERY_SHORT:
-            example, repeats = (15, 2, 1), (3, 1)
-        elif length < SHORT:
-            example, repeats = (20, 3, 1), (6, 1)
-        else:
-            example, repeats = (40, 10, 3), (30, 3)
+        forms = [form for below, form in COMMON_FORMS.items() if request.room < below]
+        example, repeats = forms[0] if forms else ((40, 10, 3), (30, 3))
 
-        def draft(index: int, size: int, random: Random) -> Draft:
-            shown, answer = _numbered(words, *example, random)
-            context, common = _numbered(words, size, *repeats, random)
-            worked = f"{COMMON_BEFORE}{shown}{COMMON_AFTER}{COMMON_PREFIX} {_number(answer)}\n"
-            return Draft(
-                before=worked + COMMON_BEFORE,
-                context=context,
+        def draft(index: int, size: int, random: Random) -> Item:
+            shown, answer = _repeated(words, *example, random)
+            entries, common = _repeated(words, size, *repeats, random)
+            worked = f"{_number(shown)}{COMMON_AFTER}{COMMON_PREFIX} {_number(answer)}"
+            return Item(
+                id=f"{index:04}",
+                before=f"{COMMON_BEFORE}{worked}\n{COMMON_BEFORE}",
+                context=_number(entries),
                 after=COMMON_AFTER,
                 prefix=COMMON_PREFIX,
                 references=tuple(common),
+                max_new_tokens=self.max_new_tokens,
                 about={"size": size},
             )
 
-        return Plan(draft=draft, smallest=COMMON, step=10, largest=max(length, COMMON))
+        return Plan(draft=draft, smallest=COMMON, step=10, largest=max(request.room, COMMON))
+
+
+def _repeated(
+    words: list[str], size: int, often: int, seldom: int, random: Random
+) -> tuple[list[str], list[str]]:
+    """Return a list of so many different words, and the ten that are in it often."""
+    if size <= len(words):
+        drawn = random.sample(words, size)
+    else:
+        known = dict.fromkeys(words)
+        while len(known) < size:
+            known["-".join(random.sample(words, 2))] = None
+        drawn = list(known)
+        random.shuffle(drawn)
+    entries = drawn[:COMMON] * often + drawn[COMMON:] * seldom
+    random.shuffle(entries)
+    return entries, drawn[:COMMON]
+
+
+def _number(words: list[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
 
 
 class CodedWords(RulerTask):
@@ -94,17 +212,14 @@ class CodedWords(RulerTask):
 
     max_new_tokens = 50
 
-    def __init__(self) -> None:
-        super().__init__("fwe")
-
-    def plan(self, request: Request, length: int) -> Plan:
+    def plan(self, request: Request) -> Plan:
         """Return how to make a text of about so many words."""
-        num_words = max(4, (length - self.max_new_tokens) // 50)
+        num_words = max(4, (request.room - self.max_new_tokens) // 50)
 
-        def draft(index: int, size: int, random: Random) -> Draft:
+        def draft(index: int, size: int, random: Random) -> Item:
             vocabulary: dict[str, None] = {}
             while len(vocabulary) < num_words:
-                vocabulary["".join(random.choices(ascii_lowercase, k=CODED_LETTERS))] = None
+                vocabulary["".join(random.choices(ascii_lowercase, k=6))] = None
             ranked = [DOTS, *list(vocabulary)[1:]]
             text = [
                 word
@@ -112,46 +227,21 @@ class CodedWords(RulerTask):
                 for _ in range(int(size / rank**2 / ZETA_2))
             ]
             random.shuffle(text)
-            return Draft(
+            return Item(
+                id=f"{index:04}",
                 before=CODED_BEFORE,
                 context=" ".join(text),
                 after=CODED_AFTER,
                 prefix=CODED_PREFIX,
                 references=tuple(ranked[1:4]),
+                max_new_tokens=self.max_new_tokens,
                 about={"size": size},
             )
 
-        step = max(1, (length - self.max_new_tokens) // 32)
+        step = max(1, (request.room - self.max_new_tokens) // 32)
         # At most one token more than a word each, and the rarest words fall away: twice is enough.
-        return Plan(
-            draft=draft, smallest=_FEWEST_CODED, step=step, largest=max(2 * length, _FEWEST_CODED)
-        )
+        largest = max(2 * request.room, FEWEST_CODED)
+        return Plan(draft=draft, smallest=FEWEST_CODED, step=step, largest=largest)
 
 
-def _numbered(
-    words: list[str], size: int, often: int, seldom: int, random: Random
-) -> tuple[str, list[str]]:
-    """Return a numbered list of so many different words, and the ten that are in it often."""
-    drawn = _draw(words, size, random)
-    common, rest = drawn[:COMMON], drawn[COMMON:]
-    entries = common * often + rest * seldom
-    random.shuffle(entries)
-    return _number(entries), common
-
-
-def _number(words: list[str]) -> str:
-    return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
-
-
-def _draw(words: list[str], size: int, random: Random) -> list[str]:
-    if size <= len(words):
-        return random.sample(words, size)
-    known = dict.fromkeys(words)
-    while len(known) < size:
-        known["-".join(random.sample(words, 2))] = None
-    drawn = list(known)
-    random.shuffle(drawn)
-    return drawn
-
-
-TASKS: dict[str, Callable[[], Task]] = {"cwe": CommonWords, "fwe": CodedWords}
+TASKS = (Variables("vt"), CommonWords("cwe"), CodedWords("fwe"))

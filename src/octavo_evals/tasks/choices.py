@@ -1,28 +1,35 @@
-"""LongHealth, task 1: five choices about a fictional patient's long medical documents.
+"""Multiple choice over long texts: LongBench v2 and LongHealth.
 
-Source: github.com/kbressem/LongHealth, arXiv 2401.14490: `benchmark_v5.json`, 20 patients with 20
-questions each. What differs: the system prompt opens the user's turn; the documents are shuffled
-once a patient, so that all twenty questions share one context (the original shuffles them for each
+LongBench v2 has 503 questions over texts of up to two million words, four choices each. Source:
+github.com/THUDM/LongBench, prompts/0shot.txt (commit 072a5a7), arXiv 2412.15204; the answer is
+found as its pred.py finds it. What differs: answers are greedy (there temperature 0.1), and the
+context alone is cut from the middle, not the whole prompt.
+
+LongHealth, task 1, has five choices about a fictional patient's long medical documents. Source:
+github.com/kbressem/LongHealth, arXiv 2401.14490: `benchmark_v5.json`, 20 patients with 20 questions
+each. What differs: the system prompt opens the user's turn; the documents are shuffled once a
+patient, so that all twenty questions share one context (the original shuffles them for each
 question, five times over, and averages); answers are greedy; nothing is cut.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from octavo_evals.task import Item, Metrics, Reply, Request, Task
-from octavo_evals.tasks import given
+from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task
+from octavo_evals.tasks.fit import fit_context
 
-EXPECTED = (
+EXPECTED = '{"context": …, "question": …, "choice_A" to "choice_D": …, "answer": "A" to "D"}'
+BEFORE = "Please read the following text and answer the question below.\n\n<text>\n"
+AFTER = "\n</text>\n\nWhat is the correct answer to this question: {question}\nChoices:\n"
+FORMAT = '\nFormat your response as follows: "The correct answer is (insert answer here)".'
+FACTS = ("_id", "domain", "sub_domain", "difficulty", "length")
+
+HEALTH_EXPECTED = (
     "LongHealth's benchmark_v5.json: patients, each with texts and questions of No, question, "
     "answer_a to answer_e, correct, answer_location"
 )
-OPTIONS = "abcde"
-MAX_NEW_TOKENS = 50
-
 SYSTEM = """\
 You are a highly skilled and detail-oriented assistant, specifically trained to assist medical \
 professionals in interpreting and extracting key information from medical documents. Your primary \
@@ -39,10 +46,10 @@ information.
 Remember, your job is to streamline the physician's decision-making process by providing them with \
 accurate and relevant information from discharge summaries. Efficiency and reliability are key.
 """
-BEFORE = f"{SYSTEM}\n--------------BEGIN DOCUMENTS--------------\n\n"
+HEALTH_BEFORE = f"{SYSTEM}\n--------------BEGIN DOCUMENTS--------------\n\n"
 SEPARATOR = "\n\n--------------\n\n"
-AFTER = "\n\n--------------END DOCUMENTS--------------\n\n"
-FORMAT = """
+HEALTH_AFTER = "\n\n--------------END DOCUMENTS--------------\n\n"
+HEALTH_FORMAT = """
 
 Please answer using the following format:
 1. Begin your answer with the phrase "The correct answer is".
@@ -56,61 +63,87 @@ For example, if the correct answer to a question is option C, and the text for C
 """
 
 
-class LongHealth:
+class LongBench2(Task):
+    """Multiple choice over one long text; difficulty, length and domain are in `about`."""
+
+    name = "longbench2"
+    metric = "accuracy"
+
+    def make(self, request: Request) -> Iterator[Item]:
+        """Yield the records' items in the file's order, contexts cut to fit the decoder."""
+        for record in request.data.read("longbench2", EXPECTED):
+            if (answer := record.text("answer")) not in tuple("ABCD"):
+                raise record.refuse(f"has the answer {answer!r}")
+            choices = "".join(
+                f"({letter}) {record.text(f'choice_{letter}').strip()}\n" for letter in "ABCD"
+            )
+            asked = AFTER.replace("{question}", record.text("question").strip())
+            after = f"{asked}{choices}{FORMAT}"
+            context, cut = fit_context(request, BEFORE, record.text("context").strip(), after, 128)
+            facts = {key: record.text(key) for key in FACTS if key in record.fields}
+            yield Item(
+                id=record.id,
+                before=BEFORE,
+                context=context,
+                after=after,
+                references=(answer,),
+                max_new_tokens=128,
+                about={**facts, "cut_tokens": cut},
+            )
+
+    def score(self, item: Item, reply: Reply) -> Metrics:
+        """Return 1 for the right letter; an answer without one is wrong."""
+        said = reply.text.replace("*", "")
+        forms = (r"The correct answer is \(([A-D])\)", r"The correct answer is ([A-D])")
+        found = next((match[1] for form in forms if (match := re.search(form, said))), None)
+        return {"score": float(found in item.references)}
+
+
+class LongHealth(Task):
     """Patients' questions stand together, over the documents of all patients of a group.
 
     `longhealth` reads one patient at a time; `longhealth5` five, as the paper's LongHealth5 does
     (about 64,000 tokens; how it orders them is not published: here they are shuffled).
     """
 
-    has_length = False
     metric = "accuracy"
 
     def __init__(self, name: str, num_patients: int) -> None:
         """Read `num_patients` at a time."""
         self.name, self.num_patients = name, num_patients
 
-    def items(self, request: Request) -> Iterator[Item]:
+    def make(self, request: Request) -> Iterator[Item]:
         """Yield items patient by patient, in the file's order."""
-        return islice(self._items(request), request.limit)
-
-    def _items(self, request: Request) -> Iterator[Item]:
         patients, index = list(_patients(request)), 0
         for first in range(0, len(patients), self.num_patients):
             group = patients[first : first + self.num_patients]
-            context = self._documents(request, group)
+            names = [patient.fields["patient"] for patient in group]
+            texts = [text for patient in group for text in patient.fields["texts"].values()]
+            random.Random(f"{request.seed}/{self.name}/{names}").shuffle(texts)
+            context = SEPARATOR.join(texts)
             for patient in group:
                 for fields in patient.fields["questions"]:
                     after, letter, about = _question(patient, fields)
                     yield Item(
                         id=f"{index:04d}",
-                        before=BEFORE,
+                        before=HEALTH_BEFORE,
                         context=context,
                         after=after,
                         references=(letter,),
-                        max_new_tokens=MAX_NEW_TOKENS,
+                        max_new_tokens=50,
                         about=about,
                     )
                     index += 1
-
-    def _documents(self, request: Request, group: Sequence[given.Record]) -> str:
-        """Return the shuffled documents of a group of patients."""
-        names = [patient.fields["patient"] for patient in group]
-        rng = random.Random(f"{request.seed}/{self.name}/{names}")
-        texts = [text for patient in group for text in patient.fields["texts"].values()]
-        rng.shuffle(texts)
-        return SEPARATOR.join(texts)
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return 1 for the right letter in the asked-for form; an answer without it is wrong.
 
         `flexible` also takes the letter without the colon after it, in brackets or in bold.
         """
-        strict = re.findall(r"The correct answer is (\w):", reply.text)
-        loose = chosen_letter(reply.text)
+        strict = re.search(r"The correct answer is (\w):", reply.text)
         return {
-            "score": float(bool(strict) and strict[0] in item.references),
-            "flexible": float(loose in item.references),
+            "score": float(strict is not None and strict[1] in item.references),
+            "flexible": float(chosen_letter(reply.text) in item.references),
         }
 
 
@@ -120,31 +153,29 @@ def chosen_letter(answer: str) -> str | None:
     return found[1] if found else None
 
 
-def _patients(request: Request) -> Iterator[given.Record]:
+def _patients(request: Request) -> Iterator[Record]:
     """Yield a record per patient, whether they are lines of a file or keys of one object."""
-    for record in given.read(request, "longhealth", EXPECTED):
+    for record in request.data.read("longhealth", HEALTH_EXPECTED):
         named = {"": record.fields} if "questions" in record.fields else record.fields
         for name, fields in named.items():
             fields = {"patient": name, **fields} if isinstance(fields, Mapping) else {}
-            patient = given.Record(record.index, fields, record.name, EXPECTED)
+            patient = Record(record.index, fields, record.name, HEALTH_EXPECTED)
             texts, questions = fields.get("texts"), fields.get("questions")
-            if not (isinstance(texts, Mapping) and texts and all(map(_is_text, texts.values()))):
+            if not (isinstance(texts, Mapping) and texts) or not all(
+                isinstance(text, str) for text in texts.values()
+            ):
                 raise patient.refuse(f"has a patient {name!r} without 'texts'")
             if not (isinstance(questions, Sequence) and questions):
                 raise patient.refuse(f"has a patient {name!r} without 'questions'")
             yield patient
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _question(patient: given.Record, fields: Any) -> tuple[str, str, dict[str, Any]]:
+def _question(patient: Record, fields: Any) -> tuple[str, str, dict[str, Any]]:
     """Return what follows the documents, the right letter and facts about the question."""
     if not isinstance(fields, Mapping):
         raise patient.refuse("has a question that is no object")
-    question = given.Record(patient.index, fields, patient.name, EXPECTED)
-    options = {letter.upper(): question.text(f"answer_{letter}") for letter in OPTIONS}
+    question = Record(patient.index, fields, patient.name, HEALTH_EXPECTED)
+    options = {letter.upper(): question.text(f"answer_{letter}") for letter in "abcde"}
     correct = question.text("correct")
     # Some records leave a full stop out of `correct`; the original looks for it in the options.
     right = [letter for letter, text in options.items() if text == correct] or [
@@ -158,10 +189,7 @@ def _question(patient: given.Record, fields: Any) -> tuple[str, str, dict[str, A
         "question": fields.get("No"),
         "answer_documents": sorted(fields.get("answer_location") or ()),
     }
-    return f"{AFTER}{question.text('question')}\n{listed}{FORMAT}", right[0], about
+    return f"{HEALTH_AFTER}{question.text('question')}\n{listed}{HEALTH_FORMAT}", right[0], about
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "longhealth": partial(LongHealth, "longhealth", 1),
-    "longhealth5": partial(LongHealth, "longhealth5", 5),
-}
+TASKS = (LongBench2(), LongHealth("longhealth", 1), LongHealth("longhealth5", 5))
