@@ -1,17 +1,15 @@
-"""Read a prompt with the model under test: an answer or the likelihood of a target, timed.
+"""Answer a question about a held context: greedily, or by the likelihood of a target; timed."""
 
-Shapes: T prompt positions, P target tokens, V vocabulary, S slots, D decoder width.
-"""
-
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
+from torch import Tensor
 
-from octavo.engine.base import Prompt, Sampling
-from octavo.errors import EvaluationError, PromptTooLongError
+from octavo.engine.base import Prompt, Sampling, TargetScores
+from octavo.errors import PromptTooLongError
 from octavo.model import Model
 from octavo.text import TextStream
 from octavo_evals.parts import Parts
@@ -22,17 +20,54 @@ class Unserved(Exception):
     """A method cannot serve an item; its row says so, and why."""
 
 
+class Answerer(Protocol):
+    """As much of an engine as answers questions."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes held between questions."""
+        ...
+
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Any:
+        """Return the steps of answers, which can be closed."""
+        ...
+
+    def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
+        """Return the likelihood of each token of `target` behind the prompt."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
     """A context as a method keeps it between questions."""
 
-    state: Any
-    """Whatever the method needs to answer: ids, latents, a KV cache."""
+    answerer: Answerer
+    prefix: Sequence[int]
+    """Prompt ids before the question."""
+    latents: Tensor | None = None
+    """`KD`, for the slots of the prefix."""
+    shared: int | None = None
+    """Leading positions that another question may share; by default the whole prefix."""
     compress_seconds: float = 0.0
     """Spent on making it, reading of the prompt not included."""
-    num_latents: int = 0
-    context_bytes: int = 0
-    """Of the latents."""
+
+    @property
+    def num_latents(self) -> int:
+        """How many latents stand for the context."""
+        return 0 if self.latents is None else len(self.latents)
+
+    @property
+    def context_bytes(self) -> int:
+        """The bytes of the latents."""
+        return 0 if self.latents is None else self.latents.numel() * self.latents.element_size()
+
+    def prompt(self, question: Sequence[int]) -> Prompt:
+        """Return the prompt of a question."""
+        return Prompt(
+            input_ids=[*self.prefix, *question],
+            latents=self.latents,
+            prefix_length=len(self.prefix) if self.shared is None else self.shared,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,18 +86,20 @@ class Outcome:
     """The KV cache of the context, physically held and ready for the next question."""
 
 
-def read(model: Model, prompt: Prompt, parts: Parts) -> Outcome:
-    """Answer an item's prompt, or say how likely its target is.
+def read(model: Model, held: Held, parts: Parts) -> Outcome:
+    """Answer an item about a held context, or say how likely its target is.
 
     Raises `PromptTooLongError` when prompt and answer do not fit the decoder.
     """
-    room = len(parts.target) or parts.item.max_new_tokens
-    check_fits(model, len(prompt.input_ids), room)
+    prompt = held.prompt(parts.tail)
+    num_positions = len(prompt.input_ids)
+    check_fits(model, num_positions, len(parts.target) or parts.item.max_new_tokens)
     if parts.item.target is None:
-        return _answer(model, prompt, parts)
-    return Outcome(
-        reply=_likelihood(model, prompt, parts.target), prompt_tokens=len(prompt.input_ids)
-    )
+        return _answer(model, held, prompt, parts)
+    scores = held.answerer.score(prompt, parts.target)
+    nats = tuple(-logprob for logprob in scores.logprobs)
+    reply = Reply(token_nats=nats, token_hits=scores.is_greedy)
+    return Outcome(reply=reply, prompt_tokens=num_positions, cache_bytes=held.answerer.kept_bytes)
 
 
 def check_fits(model: Model, num_positions: int, room: int) -> None:
@@ -74,73 +111,29 @@ def check_fits(model: Model, num_positions: int, room: int) -> None:
         )
 
 
-class Answer:
-    """An answer growing token by token, with its times."""
-
-    def __init__(self, model: Model, parts: Parts) -> None:
-        """Start the clock."""
-        self._text = TextStream(model.prompts.decoder_tokenizer, parts.item.stop)
-        self._started = time.perf_counter()
-        self._first: float | None = None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether a stop string has appeared."""
-        return self._text.is_finished
-
-    def push(self, token: int | None) -> None:
-        """Take the next token; None when the answer has ended."""
-        if self._first is None:
-            self._first = time.perf_counter()
-        if token is not None:
-            self._text.push(token)
-
-    def outcome(self, prompt_tokens: int, cache_bytes: int | None = None) -> Outcome:
-        """Stop the clock and return what came."""
-        stopped = time.perf_counter()
-        self._text.finish()
-        first = self._first or stopped
-        return Outcome(
-            reply=Reply(text=self._text.text),
-            prompt_tokens=prompt_tokens,
-            new_tokens=self._text.num_tokens,
-            ttft_seconds=first - self._started,
-            decode_seconds=stopped - first,
-            cache_bytes=cache_bytes,
-        )
-
-
-def _answer(model: Model, prompt: Prompt, parts: Parts) -> Outcome:
-    """Generate greedily; the engine keeps the prefix, so a later question reads only itself."""
+def _answer(model: Model, held: Held, prompt: Prompt, parts: Parts) -> Outcome:
+    """Generate greedily; the prefix is kept, so a later question reads only itself."""
     sampling = Sampling(
         max_new_tokens=parts.item.max_new_tokens, stop_ids=tuple(model.engine.stop_ids)
     )
-    answer = Answer(model, parts)
-    batch = model.engine.start([prompt], sampling)
-    try:
-        for tokens in batch:
-            answer.push(tokens[0])
-            if answer.is_finished:
+    text = TextStream(model.prompts.decoder_tokenizer, parts.item.stop)
+    started = time.perf_counter()
+    first: float | None = None
+    with contextlib.closing(held.answerer.start([prompt], sampling)) as steps:
+        for (token,) in steps:
+            first = first or time.perf_counter()
+            if token is not None:
+                text.push(token)
+            if text.is_finished:
                 break
-        outcome = answer.outcome(len(prompt.input_ids))
-    finally:
-        batch.close()  # gives the prefix back, whose bytes are then counted
-    return replace(outcome, cache_bytes=model.engine.kept_bytes)
-
-
-def _likelihood(model: Model, prompt: Prompt, target: Sequence[int]) -> Reply:
-    """Return loss and greedy hit of every target token, the decoder reading all at once."""
-    if not target:
-        raise EvaluationError("an item's target is empty; give it at least one token")
-    scores = model.engine.score(prompt, target)
-    return Reply(
-        token_nats=tuple(-logprob for logprob in scores.logprobs), token_hits=scores.is_greedy
+        stopped = time.perf_counter()
+    # Closed, the steps have given the prefix back, whose bytes are counted now.
+    text.finish()
+    return Outcome(
+        reply=Reply(text=text.text),
+        prompt_tokens=len(prompt.input_ids),
+        new_tokens=text.num_tokens,
+        ttft_seconds=(first or stopped) - started,
+        decode_seconds=stopped - (first or stopped),
+        cache_bytes=held.answerer.kept_bytes,
     )
-
-
-def reply_to_target(logits_PV: torch.Tensor, target: Sequence[int]) -> Reply:
-    """Return loss and greedy hit of every target token, given the logits that precede it."""
-    target_P = torch.tensor(list(target), device=logits_PV.device)
-    nats_P = torch.nn.functional.cross_entropy(logits_PV, target_P, reduction="none")
-    hits_P = logits_PV.argmax(-1) == target_P
-    return Reply(token_nats=tuple(nats_P.tolist()), token_hits=tuple(hits_P.tolist()))

@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import octavo
 from octavo.errors import EvaluationError
 from octavo.files import WriteError, write_text
 from octavo.settings import flatten, refuse_change
@@ -41,7 +44,7 @@ class RowKind:
 
     name: str
     key: tuple[str, ...]
-    """The columns that tell two rows apart."""
+    """The columns in which two rows differ."""
     needed: Types
     """Columns that every row has, and their types."""
     others: Types
@@ -99,6 +102,20 @@ MEASUREMENT = RowKind(
     },
 )  # fmt: skip
 """A row of `octavo bench`: one method at one length, once; or why it was skipped."""
+
+
+def describe_run(*packages: str) -> Row:
+    """Return what rows say of their origin: the machine, and the versions of what is installed."""
+    import torch  # here: a report reads rows without it
+
+    from octavo.machine import describe_machine
+
+    versions = {"octavo": octavo.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", *packages):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    threads = torch.get_num_threads()
+    return {"versions": versions, "machine": describe_machine(), "threads": threads}
 
 
 class RowFile:

@@ -1,30 +1,24 @@
 """Run methods on tasks: hold each context once, ask every question about it, write a row each."""
 
-import contextlib
+import dataclasses
 import hashlib
 import itertools
-import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import octavo
 from octavo.errors import ConfigError, EvaluationError, PromptTooLongError
-from octavo.machine import Peak, describe_machine
+from octavo.machine import Peak
 from octavo.model import Model
-from octavo.progress import Progress
+from octavo.progress import Progress, ignore
 from octavo_evals.methods import Method, label, make_method
-from octavo_evals.parts import Parts, cut
-from octavo_evals.reading import Held, Unserved
-from octavo_evals.rows import ANSWER, Key, open_folder
+from octavo_evals.parts import cut, other_context
+from octavo_evals.reading import Held, Unserved, read
+from octavo_evals.rows import ANSWER, Key, Row, describe_run, open_folder
 from octavo_evals.task import DataFiles, Item, Request, Task
-
-_TIMES = ("ttft_seconds", "decode_seconds")
 
 
 @dataclass(slots=True)
@@ -45,13 +39,14 @@ class _Work:
     task: Task
     method: Method
     length: int | None
-    items: Sequence[tuple[Item, str]]
-    """Each with the context of another, for the `shuffled` control."""
+    items: Sequence[Item]
+    other_context: str
+    """For the `shuffled` control."""
 
     @property
     def keys(self) -> list[Key]:
         """Return what the rows will be about."""
-        return [self.key(item) for item, _ in self.items]
+        return [self.key(item) for item in self.items]
 
     def key(self, item: Item) -> Key:
         """Return what an item's row will be about."""
@@ -69,7 +64,7 @@ def evaluate(
     seed: int = 42,
     data: DataFiles | None = None,
     command: str = "",
-    on_row: Progress | None = None,
+    on_row: Progress = ignore,
 ) -> Account:
     """Write the rows that `folder` does not hold yet, and return what was done.
 
@@ -78,16 +73,25 @@ def evaluate(
     settings other than those of the folder's rows, data that is missing, and a task that makes
     its items to a length without one.
     """
-    data = data or DataFiles()
-    if limit is not None and limit < 1:
-        raise EvaluationError(f"the limit is {limit}, expected at least 1")
-    made = [make_method(name, ratio, model, data) for name, ratio in methods]
-    works = list(_plan(model, tasks, made, lengths, limit, seed, data))
-    account = Account()
-    total = sum(len(work.items) for work in works)
-    rows = open_folder(folder, _settings(model, seed, data), command)
-    common = {**_about(model), "seed": seed}
-    try:
+    request = Request(
+        limit=limit,
+        seed=seed,
+        count_tokens=lambda text: len(model.prompts.text_ids(text)),
+        max_prompt_tokens=model.engine.max_positions,
+        data=data or DataFiles(),
+    )
+    made = [make_method(name, ratio, model, request.data) for name, ratio in methods]
+    works = [
+        work
+        for task in tasks
+        for length in (lengths or (None,) if task.has_length else (None,))
+        for work in _plan(task, made, dataclasses.replace(request, length=length))
+    ]
+    account, total = Account(), sum(len(work.items) for work in works)
+    settings = _settings(model) | {"seed": seed}
+    places = {name: _identity(place) for name, place in request.data.places.items()}
+    common = {**settings, **describe_run("kvpress", "wonderwords", "bm25s")}
+    with open_folder(folder, {**settings, "data": places}, command) as rows:
         taken: list[_Work] = []
         for wait in (False, True):  # what another process has claimed is looked at again at the end
             for work in taken if wait else works:
@@ -100,113 +104,75 @@ def evaluate(
                         continue
                     for row in _run(model, work, set(todo), account):
                         account.written += rows.append([{**common, **row}])
-                        if on_row is not None:
-                            on_row(_name(work), account.written + account.found, total)
+                        on_row(_name(work), account.written + account.found, total)
                     account.found += len(work.items) - len(todo)
-    finally:
-        rows.close()
     return account
 
 
-def _plan(
-    model: Model,
-    tasks: Sequence[Task],
-    methods: Sequence[Method],
-    lengths: Sequence[int],
-    limit: int | None,
-    seed: int,
-    data: DataFiles,
-) -> Iterator[_Work]:
-    """Yield the work, the methods side by side on each context."""
-    for task in tasks:
-        if task.has_length and not lengths:
-            raise EvaluationError(f"{task.name} makes items to a length; give --length 1024")
-        for length in lengths if task.has_length else (None,):
-            request = Request(
-                length=length,
-                limit=limit,
-                seed=seed,
-                count_tokens=lambda text: len(model.prompts.text_ids(text)),
-                max_prompt_tokens=model.engine.max_positions,
-                data=data,
-            )
-            items = list(task.items(request))
-            if not items:
-                raise EvaluationError(f"{task.name} has no items in the data given; fix it")
-            if len({item.id for item in items}) < len(items):
-                raise EvaluationError(f"{task.name} gives two items one id; ids must differ")
-            groups = [
-                list(group)
-                for _, group in itertools.groupby(items, lambda i: (i.before, i.context, i.is_chat))
-            ]
-            for at, group in enumerate(groups):
-                stranger = _stranger(groups, at)
-                for method in methods:
-                    parcels = [[item] for item in group] if method.sees_question else [group]
-                    for parcel in parcels:
-                        yield _Work(task, method, length, [(item, stranger) for item in parcel])
+def _plan(task: Task, methods: Sequence[Method], request: Request) -> Iterator[_Work]:
+    """Yield the work of a task at one length, the methods side by side on each context."""
+    items = list(task.items(request))
+    if not items:
+        raise EvaluationError(f"{task.name} has no items in the data given; fix it")
+    if len({item.id for item in items}) < len(items):
+        raise EvaluationError(f"{task.name} gives two items one id; ids must differ")
+    groups = [
+        list(group)
+        for _, group in itertools.groupby(items, lambda i: (i.before, i.context, i.is_chat))
+    ]
+    contexts = [group[0].context for group in groups]
+    for at, group in enumerate(groups):
+        other = other_context(contexts, at)
+        for method in methods:
+            for shared in [[item] for item in group] if method.sees_question else [group]:
+                yield _Work(task, method, request.length, shared, other)
 
 
-def _stranger(groups: Sequence[Sequence[Item]], at: int) -> str:
-    """Return the next context that is not this one; "" if there is none."""
-    own = groups[at][0].context
-    around = (groups[(at + step) % len(groups)][0].context for step in range(1, len(groups)))
-    return next((context for context in around if context != own), "")
-
-
-def _run(
-    model: Model, work: _Work, todo: set[Key], account: Account
-) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of one parcel of work, as they are made."""
+def _run(model: Model, work: _Work, todo: set[Key], account: Account) -> Iterator[Row]:
+    """Yield the rows of one method on one context, as they are made."""
     method = work.method
     weights = _weights(model)
     device = "cpu" if weights is None else weights.device
     model.engine.forget()  # no prefix of an earlier context: a first question pays for all it needs
     held: Held | None = None
-    for item, stranger in work.items:
+    for item in work.items:
         if work.key(item) not in todo:
             continue
-        parts = cut(model.prompts, item, stranger)
-        row = _empty_row(work, item, parts)
+        parts = cut(model.prompts, item, work.other_context)
+        row = {
+            **dict(zip(ANSWER.key, work.key(item), strict=True)),
+            "references": list(item.references),
+            "metric": work.task.metric,
+            "context_tokens": len(parts.context),
+            "is_masked": method.is_masked,
+            "about": dict(item.about),
+        }
+        is_reused = held is not None
         try:
             with Peak(device, collects=False) as peak:
-                is_reused = held is not None
-                if held is None:
-                    held = method.hold(parts)
-                reading = method.reply(held, parts)
+                held = held or method.hold(parts)
+                outcome = read(model, held, parts)
         except (PromptTooLongError, Unserved) as reason:
             account.skipped[label(method.name, method.ratio)] = str(reason)
             yield row | {"skipped": str(reason), "score": None, "metrics": {}}
             continue
-        metrics = dict(work.task.score(item, reading.reply))
-        row |= {
+        metrics = dict(work.task.score(item, outcome.reply))
+        yield row | {
             "score": metrics["score"],
             "metrics": metrics,
-            "answer": reading.reply.text,
+            "answer": outcome.reply.text,
             "skipped": None,
-            "prompt_tokens": reading.prompt_tokens,
-            "new_tokens": reading.new_tokens,
+            "prompt_tokens": outcome.prompt_tokens,
+            "new_tokens": outcome.new_tokens,
             "is_reused": is_reused,
             "compress_seconds": 0.0 if is_reused else held.compress_seconds,
-            **{name: getattr(reading, name) for name in _TIMES},
+            "ttft_seconds": outcome.ttft_seconds,
+            "decode_seconds": outcome.decode_seconds,
             "latents": held.num_latents,
             "context_bytes": held.context_bytes,
-            "cache_bytes": reading.cache_bytes,
+            "cache_bytes": outcome.cache_bytes,
             "peak_bytes": peak.bytes,
         }
-        yield row
-
-
-def _empty_row(work: _Work, item: Item, parts: Parts) -> dict[str, Any]:
-    """Return what is known of a row before it is answered."""
-    return {
-        **dict(zip(ANSWER.key, work.key(item), strict=True)),
-        "references": list(item.references),
-        "metric": work.task.metric,
-        "context_tokens": len(parts.context),
-        "is_masked": work.method.is_masked,
-        "about": dict(item.about),
-    }
 
 
 def _name(work: _Work) -> str:
@@ -214,41 +180,15 @@ def _name(work: _Work) -> str:
     return f"{work.task.name}{at} {label(work.method.name, work.method.ratio)}"
 
 
-def _settings(model: Model, seed: int, data: DataFiles) -> dict[str, Any]:
-    """Return what all rows of a folder share."""
-    about = _about(model)
-    names = ("model", "fingerprint", "device", "dtype")
-    places = {name: _identity(place) for name, place in data.places.items()}
-    return {**{name: about[name] for name in names}, "seed": seed, "data": places}
-
-
-def _about(model: Model) -> dict[str, Any]:
-    """Say where a row comes from."""
+def _settings(model: Model) -> dict[str, Any]:
+    """Return what all rows of a folder share of the model."""
     weights = _weights(model)
     return {
         "model": model.name,
         "fingerprint": model.fingerprint,
         "device": "none" if weights is None else weights.device.type,
         "dtype": "none" if weights is None else str(weights.dtype).removeprefix("torch."),
-        "versions": {
-            "octavo": octavo.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            **_versions("kvpress", "wonderwords", "bm25s"),
-        },
-        "machine": describe_machine(),
-        "threads": torch.get_num_threads(),
     }
-
-
-def _versions(*names: str) -> dict[str, str]:
-    """Return the versions of those libraries that are installed, which items or answers rest on."""
-    found = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _weights(model: Model) -> torch.Tensor | None:
@@ -265,14 +205,10 @@ def _identity(place: str) -> str:
     if place.startswith("hf:"):
         return place
     path = Path(place).expanduser()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    for file in _files(path):
+    for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
-            while part := opened.read(1 << 20):
-                digest.update(part)
+            hashlib.file_digest(opened, lambda: digest)
     return f"{path.name} {digest.hexdigest()[:16]}"
-
-
-def _files(path: Path) -> Iterable[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

@@ -20,10 +20,12 @@ import octavo
 from octavo.cli.options import ModelChoice, bars, open_model
 from octavo.errors import EvaluationError, MissingExtraError, OctavoError
 from octavo.model import Model
-from octavo.progress import Progress, ignore
 from octavo_evals.run import Account, evaluate
 from octavo_evals.task import DataFiles
 from octavo_evals.tasks import find_tasks
+
+LINES = 20
+"""How often a run reports where stderr is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +54,18 @@ class Job:
         try:
             given = json.loads(text)
             base = given["model"].pop("base")
-            choice = ModelChoice(**given["model"], base=Path(base) if base else None)
-            methods = tuple((str(name), ratio) for name, ratio in given["methods"])
-            lists = {name: tuple(given[name]) for name in ("tasks", "lengths", "data")}
-            folder = Path(given["folder"])
-            return cls(
-                **{**given, **lists, "methods": methods, "folder": folder,
-                   "model": choice}
-            )  # fmt: skip
+            given["model"] = ModelChoice(**given["model"], base=Path(base) if base else None)
+            given["methods"] = map(tuple, given["methods"])
+            lists = {name: tuple(given[name]) for name in ("tasks", "methods", "lengths", "data")}
+            return cls(**{**given, **lists, "folder": Path(given["folder"])})
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(
                 f"stdin holds no job ({error}); run octavo eval, which writes one"
             ) from error
 
 
-def run(job: Job, model: Model, progress: Progress = ignore) -> Account:
-    """Write the rows of a job that its folder does not hold yet."""
+def run(job: Job, model: Model, show: Any) -> Account:
+    """Write the rows of a job that its folder does not hold yet, and `show` how far it is."""
     return evaluate(
         model,
         find_tasks(job.tasks),
@@ -78,7 +76,7 @@ def run(job: Job, model: Model, progress: Progress = ignore) -> Account:
         seed=job.seed,
         data=DataFiles(job.data),
         command=job.command,
-        on_row=progress,
+        on_row=lambda what, done, total: show("evaluating", done, total, "rows", what),
     )
 
 
@@ -115,21 +113,11 @@ def main() -> None:
     try:
         with bars(LINES) as show:
             job = Job.from_json(sys.stdin.read())
-            account = run(job, open_model(job.model, show), show_rows(show))
-        found = dataclasses.asdict(account)
+            found = dataclasses.asdict(run(job, open_model(job.model, show), show))
     except (OctavoError, KeyboardInterrupt) as error:
         found = {"error": str(error) or "interrupted"}
     sys.stdout.write(json.dumps(found) + "\n")
     raise SystemExit("error" in found)
-
-
-LINES = 20
-"""How often a run reports where stderr is no terminal."""
-
-
-def show_rows(show: Any) -> Progress:
-    """Return what shows rows with what they are about."""
-    return lambda what, done, total: show("evaluating", done, total, "rows", what)
 
 
 if __name__ == "__main__":

@@ -5,27 +5,25 @@ the machine disturbs them alike. The first round warms up and is not kept.
 """
 
 import gc
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import octavo
 from octavo.costs import MARKS, Floor
 from octavo.engine.base import Engine
 from octavo.engine.local import PREFILL_POSITIONS
 from octavo.errors import EvaluationError
-from octavo.machine import describe_machine, find_device, is_out_of_memory, memory_of, parse_dtype
+from octavo.machine import find_device, is_out_of_memory, memory_of, parse_dtype
 from octavo.nn import LCLM
 from octavo.progress import Progress, ignore
 from octavo.settings import refuse_change
 from octavo_evals.bench.measure import check_method, measure
 from octavo_evals.bench.shapes import Shape, build, check_ratios, find_shape, open_engine
-from octavo_evals.rows import MEASUREMENT, Row, RowFile
+from octavo_evals.rows import MEASUREMENT, Row, RowFile, describe_run
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -61,25 +59,12 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured, naming the option."""
+        """Refuse what leaves nothing to measure."""
         for name in ("shapes", "lengths", "methods"):
             if not getattr(self, name):
                 raise EvaluationError(f"no {name} were given; give at least one")
         if not self.ratios and set(self.methods) != {"raw"}:
             raise EvaluationError("no ratios were given; give at least one, or --method raw alone")
-        least = {"questions": 2, "new_tokens": 2, "batch": 0}
-        for name in (
-            "repeats", "questions", "question_tokens", "new_tokens", "batch", "chunk",
-            "encode_batch",
-        ):  # fmt: skip
-            if getattr(self, name) < least.get(name, 1):
-                option = name.replace("_", "-")
-                raise EvaluationError(
-                    f"--{option} is {getattr(self, name)}; give at least {least.get(name, 1)}"
-                )
-        for name in ("lengths", "ratios"):
-            if min(getattr(self, name), default=1) < 1:
-                raise EvaluationError(f"{name} are {getattr(self, name)}; give numbers above 0")
         for method in self.methods:
             check_method(method)
 
@@ -88,20 +73,22 @@ class Settings:
 class Trial:
     """One method at one ratio and one length."""
 
+    shape: str
+    length: int
     method: str
     ratio: int | None
-    length: int
 
-    def key(self, shape: str, repeat: int | None) -> tuple[Any, ...]:
+    def key(self, repeat: int | None) -> tuple[Any, ...]:
         """Return the key of its row; what was skipped has one row, of no repeat."""
-        return shape, self.length, self.method, self.ratio, repeat
+        return self.shape, self.length, self.method, self.ratio, repeat
 
 
-def trials_of(settings: Settings, length: int) -> list[Trial]:
-    """Return what is measured side by side at one length, in order."""
+def trials_of(settings: Settings, shape: Shape) -> list[Trial]:
+    """Return what is measured, in order: what stands at one length is measured side by side."""
     ratios: dict[str, tuple[int | None, ...]] = {"raw": (None,)}
     return [
-        Trial(method, ratio, length)
+        Trial(shape.name, length, method, ratio)
+        for length in dict.fromkeys(settings.lengths)
         for method in dict.fromkeys(settings.methods)
         for ratio in ratios.get(method, tuple(dict.fromkeys(settings.ratios)))
     ]
@@ -135,7 +122,7 @@ def run(settings: Settings, output: Path | None = None, progress: Progress = ign
                 cure="give -o another file, or the same settings to go on",
             )
         for shape in shapes:
-            _Bench(settings, shape, device, dtype, rows, about, progress).run()
+            _Bench(settings, shape, device, dtype, rows, about).run(progress)
         wanted = {shape.name for shape in shapes}
         lengths = set(settings.lengths)
         return [row for row in rows.rows if row["shape"] in wanted and row["length"] in lengths]
@@ -152,69 +139,56 @@ class _Bench:
         dtype: torch.dtype,
         rows: RowFile,
         about: Row,
-        progress: Progress,
     ) -> None:
         self._settings, self._shape, self._device = settings, shape, device
-        self._rows, self._about, self._progress = rows, about, progress
+        self._rows, self._about = rows, about
         longest = max(settings.lengths) + settings.question_tokens + settings.new_tokens + MARKS
         self._how: dict[str, Any] = {
             "ratios": settings.ratios, "positions": longest, "dtype": dtype,
             "attention": settings.attention or "sdpa", "seed": settings.seed,
         }  # fmt: skip
         self._floor = Floor(build(shape, device="meta", **self._how))
-        self._trials = {
-            length: trials_of(settings, length) for length in dict.fromkeys(settings.lengths)
-        }
 
-    def run(self) -> None:
+    def run(self, progress: Progress) -> None:
         """Measure what is missing; build the weights only if there is something to measure."""
-        for trials in self._trials.values():
-            for trial in trials:
-                reason = self._misfit(trial)
-                if reason and not self._is_done(trial):
-                    self._skip(trial, reason)
-        if all(self._is_done(trial) for trials in self._trials.values() for trial in trials):
+        settings = self._settings
+        trials = trials_of(settings, self._shape)
+        for trial in self._missing(trials):
+            if reason := self._misfit(trial):
+                self._add(trial, None, {"skipped": reason})
+        if not (missing := self._missing(trials)):
             return
-        self._progress(f"building {self._shape.name}", 0, 0)
-        everything = [trial for trials in self._trials.values() for trial in trials]
-        lclm = self._or_skip(
-            lambda: build(self._shape, device=self._device, **self._how), *everything
-        )
+        progress(f"building {self._shape.name}", 0, 0)
+        lclm = self._or_skip(missing, lambda: build(self._shape, device=self._device, **self._how))
         if lclm is None:
             return
-        engine = open_engine(
-            lclm, prefill=self._settings.chunk, encode_batch=self._settings.encode_batch
-        )
-        for length, trials in self._trials.items():
-            self._measure(engine, lclm, length, trials)
+        engine = open_engine(lclm, prefill=settings.chunk, encode_batch=settings.encode_batch)
+        for length in dict.fromkeys(trial.length for trial in missing):
+            side_by_side = [trial for trial in missing if trial.length == length]
+            self._measure(engine, lclm, length, side_by_side, progress)
 
-    def _measure(self, engine: Engine, lclm: LCLM, length: int, trials: list[Trial]) -> None:
-        """Measure all trials of a length, round by round."""
-        done = 0
-        missing = [trial for trial in trials if not self._is_done(trial)]
-        if not missing:
-            return
+    def _measure(
+        self, engine: Engine, lclm: LCLM, length: int, trials: Sequence[Trial], progress: Progress
+    ) -> None:
+        """Measure all trials of a length, round by round; the first one is not kept."""
         gc.collect()  # once: it takes longer than a small measurement
         settings = self._settings
-        source, *questions = self._draw(length)
-        total = len(missing) * (settings.repeats + 1)
-        for repeat in range(settings.repeats + 1):
-            for trial in missing:
-                done += 1
-                if self._is_done(trial) or (repeat and self._has(trial, repeat)):
-                    continue
-                self._progress(f"{self._shape.name}, {length:,} tokens", done, total)
-                measured = self._or_skip(
-                    lambda trial=trial: measure(  # type: ignore[misc]
-                        engine, lclm, trial.method, trial.ratio or 1, source,
-                        questions[: settings.questions], questions[settings.questions :],
-                        settings.new_tokens,
-                    ),
-                    trial,
-                )  # fmt: skip
-                engine.forget()  # the next one begins anew, and what did not fit frees its memory
-                if repeat and measured is not None:
-                    self._keep(trial, repeat, measured)
+        source, *drawn = self._draw(length)
+        questions, batched = drawn[: settings.questions], drawn[settings.questions :]
+        rounds = [(repeat, trial) for repeat in range(settings.repeats + 1) for trial in trials]
+        for done, (repeat, trial) in enumerate(rounds, 1):
+            if not self._missing([trial]) or (repeat and self._rows.is_done(trial.key(repeat))):
+                continue
+            progress(f"{self._shape.name}, {length:,} tokens", done, len(rounds))
+            work = partial(
+                measure, engine, lclm, trial.method, trial.ratio or 1, source, questions, batched,
+                settings.new_tokens,
+            )  # fmt: skip
+            measured = self._or_skip([trial], work)
+            engine.forget()  # the next one begins anew, and what did not fit frees its memory
+            if repeat and measured is not None:
+                counted = self._count(trial, measured)
+                self._add(trial, repeat, {**measured, **counted, "skipped": None})
 
     def _draw(self, length: int) -> list[list[int]]:
         """Return a context and questions of random ids, the same for every method and repeat."""
@@ -224,47 +198,40 @@ class _Bench:
         drawn = torch.randint(self._shape.vocabulary, (sum(sizes),), generator=generator)
         return [part.tolist() for part in drawn.split(sizes)]
 
-    # -- rows ------------------------------------------------------------------------------------
-
-    def _has(self, trial: Trial, repeat: int | None) -> bool:
-        return self._rows.is_done(trial.key(self._shape.name, repeat))
-
-    def _is_done(self, trial: Trial) -> bool:
-        """Whether nothing of a trial is missing: it was skipped, or has all its repeats."""
+    def _missing(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials that were not skipped and do not have all their repeats."""
         repeats = range(1, self._settings.repeats + 1)
-        return self._has(trial, None) or all(self._has(trial, repeat) for repeat in repeats)
+        return [
+            trial
+            for trial in trials
+            if not self._rows.is_done(trial.key(None))
+            and not all(self._rows.is_done(trial.key(repeat)) for repeat in repeats)
+        ]
 
-    def _keep(self, trial: Trial, repeat: int, measured: dict[str, Any]) -> None:
+    def _add(self, trial: Trial, repeat: int | None, values: Row) -> None:
+        key = dict(zip(MEASUREMENT.key, trial.key(repeat), strict=True))
+        self._rows.append([{**key, **values, **self._about}])
+
+    def _count(self, trial: Trial, measured: Row) -> Row:
+        """Return what the measured work must cost at least."""
         floor, asked = self._floor, self._settings.question_tokens
-        compress = 0
-        positions = trial.length
+        compress, positions = 0, trial.length
         if trial.method == "octavo":
-            assert trial.ratio is not None
-            compress = floor.compress_flops(trial.length, trial.ratio)
+            compress = floor.compress_flops(trial.length, trial.ratio or 1)
             positions = measured["latents"] + MARKS
         held = measured["kept_positions"]
         next_flops = floor.question_flops(asked, past=held)
         # Of the tokens after the first, the middle one stands for all: costs rise linearly.
         middle = held + asked + measured["decode_tokens"] / 2
-        counted = {
+        return {
             "flops": compress + floor.read_flops(positions) + next_flops,
             "compress_flops": compress,
             "next_flops": next_flops,
             "decode_bytes": floor.decode_bytes(round(middle)),
             "weight_bytes": floor.weight_bytes,
         }
-        self._add(trial, repeat, {**measured, **counted, "skipped": None})
 
-    def _skip(self, trial: Trial, reason: str) -> None:
-        self._add(trial, None, {"skipped": reason})
-
-    def _add(self, trial: Trial, repeat: int | None, values: Row) -> None:
-        key = dict(zip(MEASUREMENT.key, trial.key(self._shape.name, repeat), strict=True))
-        self._rows.append([{**key, **values, **self._about}])
-
-    # -- memory ----------------------------------------------------------------------------------
-
-    def _or_skip(self, work: Callable[[], Any], *trials: Trial) -> Any:
+    def _or_skip(self, trials: Sequence[Trial], work: Callable[[], Any]) -> Any:
         """Return what `work` does, or skip `trials` and return None when memory runs out."""
         try:
             return work()
@@ -273,8 +240,7 @@ class _Bench:
                 raise
         # Out of the handler: the traceback no longer holds what the work had made.
         for trial in trials:
-            if not self._is_done(trial):
-                self._skip(trial, OUT_OF_MEMORY)
+            self._add(trial, None, {"skipped": OUT_OF_MEMORY})
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -283,12 +249,10 @@ class _Bench:
     def _misfit(self, trial: Trial) -> str | None:
         """Return why a trial cannot fit, from its weights and what its cache holds at the end."""
         memory = memory_of(self._device)
-        if memory is None:
-            return None
-        held = trial.length if trial.ratio is None else -(-trial.length // trial.ratio)
+        held = -(-trial.length // (trial.ratio or 1))
         positions = held + self._settings.question_tokens + self._settings.new_tokens
         cache, weights = self._floor.kv_bytes * positions, self._floor.weight_bytes
-        if cache + weights <= memory:
+        if memory is None or cache + weights <= memory:
             return None
         sizes = [f"{size / 1e9:.1f} GB" for size in (cache, weights, memory)]
         return "{}: {} of KV cache and {} of weights exceed {}".format(OUT_OF_MEMORY, *sizes)
@@ -307,12 +271,5 @@ def _about(settings: Settings, device: torch.device, dtype: torch.dtype) -> Row:
         "reader": "LocalEngine",
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "machine": describe_machine(),
-        "versions": {
-            "octavo": octavo.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        **describe_run(),
     }

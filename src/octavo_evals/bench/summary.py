@@ -5,74 +5,35 @@ A speed-up compares medians that were measured side by side, at one length in on
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from octavo.costs import Peaks
 from octavo_evals.rows import Row
 
+_COLUMNS: dict[str, Callable[[Row], float | None]] = {
+    "first": lambda row: row["first_seconds"],
+    "next": lambda row: row["next_seconds"],
+    "decode": lambda row: row["decode_tokens"] / row["decode_seconds"],
+    "compress": lambda row: (
+        row["source_tokens"] / row["compress_seconds"] if row["compress_seconds"] else None
+    ),
+    "batch": lambda row: row.get("batch_seconds"),
+    "alone": lambda row: row.get("alone_seconds"),
+}
+"""What `BenchSummary.spread` knows: seconds, and of `decode` and `compress` tokens per second."""
 
-@dataclass(frozen=True, slots=True)
-class Quartiles:
+
+class Quartiles(NamedTuple):
     """The median of some measurements, and their quartiles."""
 
     median: float
     low: float
     high: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Quartiles":
-        """Summarise at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What the repeats of one cell came to."""
-
-    first: Quartiles
-    next: Quartiles
-    decode: Quartiles
-    """Tokens per second."""
-    compress: Quartiles | None
-    """Source tokens per second, for methods that compress."""
-    batch: Quartiles | None
-    """Seconds for several questions in one call."""
-    alone: Quartiles | None
-    """Seconds for the same questions one by one."""
-    peak_bytes: int | None
-    """The largest of all repeats."""
-    row: Row
-    """One of the rows: what is counted, not timed, is the same in all."""
-
-    @property
-    def answer_seconds(self) -> float:
-        """What the tokens of an answer take after the first one."""
-        return float(self.row["decode_tokens"] / self.decode.median)
-
-    @property
-    def first_tflops(self) -> float:
-        """The rate at which the first question did the arithmetic it cannot do without."""
-        return float(self.row["flops"] / self.first.median / 1e12)
-
-    @property
-    def decode_gbps(self) -> float:
-        """The rate at which decoding read the bytes it cannot do without."""
-        return float(self.row["decode_bytes"] * self.decode.median / 1e9)
-
-    def of_peak(self, peaks: Peaks) -> tuple[float | None, float | None]:
-        """Return the shares of the peaks that the first question and decoding reached."""
-        return (
-            self.first_tflops / peaks.tflops if peaks.tflops else None,
-            self.decode_gbps / peaks.gbps if peaks.gbps else None,
-        )
-
-
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class BenchSummary:
     """One method at one ratio and length: what was measured, or why not."""
 
@@ -80,16 +41,69 @@ class BenchSummary:
     length: int
     method: str
     ratio: int | None
+    rows: tuple[Row, ...]
+    """Of what was measured; what is counted, not timed, is the same in all."""
     skipped: str | None
-    measured: Measured | None
-    speedups: dict[str, Any] = field(default_factory=dict)
-    """Over raw: `first`, `next`, `decode`, `cache`, `break_even`, `break_even_kept`, and `batch`
-    where it was measured."""
+    raw: "BenchSummary | None"
+    """Raw text of the same shape and length, if this is another method."""
 
     @property
     def label(self) -> str:
         """Method, and ratio where there is one: `octavo@8`."""
         return self.method if self.ratio is None else f"{self.method}@{self.ratio}"
+
+    def spread(self, name: str) -> Quartiles | None:
+        """Return what the repeats came to; None where something was not measured."""
+        values = [value for row in self.rows if (value := _COLUMNS[name](row)) is not None]
+        if not values:
+            return None
+        if len(values) == 1:
+            return Quartiles(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return Quartiles(median, low, high)
+
+    def median(self, name: str) -> float:
+        """Return the median of something that every row has."""
+        spread = self.spread(name)
+        assert spread is not None, name
+        return spread.median
+
+    def count(self, name: str) -> int:
+        """Return the largest count of a column; 0 where it was not taken."""
+        return max((row[name] for row in self.rows if row.get(name) is not None), default=0)
+
+    @property
+    def rates(self) -> Peaks:
+        """How fast the least work was done: of the first question, and of decoding."""
+        return Peaks(
+            tflops=self.count("flops") / self.median("first") / 1e12,
+            gbps=self.count("decode_bytes") * self.median("decode") / 1e9,
+        )
+
+    @property
+    def speedups(self) -> dict[str, Any]:
+        """Compare with raw; a question costs its first token and the rest of its answer."""
+        raw = self.raw
+        if raw is None or not raw.rows or not self.rows:
+            return {}
+        own_rest, raw_rest = (
+            one.count("decode_tokens") / one.median("decode") for one in (self, raw)
+        )
+        own_first, own_next = (self.median(name) + own_rest for name in ("first", "next"))
+        raw_first, raw_next = (raw.median(name) + raw_rest for name in ("first", "next"))
+        gains = {
+            "first": raw.median("first") / self.median("first"),
+            "next": raw.median("next") / self.median("next"),
+            "decode": self.median("decode") / raw.median("decode"),
+            "cache": raw.count("cache_bytes") / self.count("cache_bytes"),
+        }
+        if self.spread("batch") and raw.spread("batch"):
+            gains["batch"] = raw.median("batch") / self.median("batch")
+        return {
+            **{name: round(gain, 2) for name, gain in gains.items()},
+            "break_even": break_even(own_first, own_next, raw_first, raw_first),
+            "break_even_kept": break_even(own_first, own_next, raw_first, raw_next),
+        }
 
 
 def summarise(rows: Sequence[Row]) -> list[BenchSummary]:
@@ -98,66 +112,17 @@ def summarise(rows: Sequence[Row]) -> list[BenchSummary]:
     for row in rows:
         key = (row["shape"], row["length"], row["method"], row["ratio"])
         groups.setdefault(key, []).append(row)
+    raws: dict[tuple[str, int], BenchSummary] = {}
+    found = []
     # Rows of what does not fit come before those of what was measured.
-    order = sorted(groups, key=lambda key: (key[1], key[2] != "raw"))
-    found = [_summary(*key, groups[key]) for key in order]
-    raws = {(one.shape, one.length): one.measured for one in found if one.method == "raw"}
-    for one in found:
-        raw = raws.get((one.shape, one.length))
-        if one.method != "raw" and one.measured is not None and raw is not None:
-            one.speedups = _speedups(one.measured, raw)
+    for key in sorted(groups, key=lambda key: (key[1], key[2] != "raw")):
+        measured = tuple(row for row in groups[key] if not row["skipped"])
+        skipped = next((row["skipped"] for row in groups[key] if row["skipped"]), None)
+        one = BenchSummary(*key, measured, skipped, raws.get(key[:2]))
+        if one.method == "raw":
+            raws[key[:2]] = one
+        found.append(one)
     return found
-
-
-def _summary(
-    shape: str, length: int, method: str, ratio: int | None, rows: Sequence[Row]
-) -> BenchSummary:
-    reason = next((row["skipped"] for row in rows if row["skipped"]), None)
-    timed = [row for row in rows if not row["skipped"]]
-    measured = _measured(timed) if timed else None
-    return BenchSummary(
-        shape=shape, length=length, method=method, ratio=ratio, skipped=reason, measured=measured
-    )
-
-
-def _measured(rows: Sequence[Row]) -> Measured:
-    is_compressing = all(row["compress_seconds"] for row in rows)
-    speeds = [row["source_tokens"] / row["compress_seconds"] for row in rows if is_compressing]
-    peaks = [row["peak_bytes"] for row in rows if row["peak_bytes"] is not None]
-    return Measured(
-        first=Quartiles.of([row["first_seconds"] for row in rows]),
-        next=Quartiles.of([row["next_seconds"] for row in rows]),
-        decode=Quartiles.of([row["decode_tokens"] / row["decode_seconds"] for row in rows]),
-        compress=Quartiles.of(speeds) if speeds else None,
-        batch=_quartiles(rows, "batch_seconds"),
-        alone=_quartiles(rows, "alone_seconds"),
-        peak_bytes=max(peaks, default=None),
-        row=rows[0],
-    )
-
-
-def _quartiles(rows: Sequence[Row], name: str) -> Quartiles | None:
-    """Summarise a column that not every row has."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return Quartiles.of(values) if values else None
-
-
-def _speedups(own: Measured, raw: Measured) -> dict[str, Any]:
-    """Compare with raw; a question costs its first token and the rest of its answer."""
-    own_first, own_next = (one.median + own.answer_seconds for one in (own.first, own.next))
-    raw_first, raw_next = (one.median + raw.answer_seconds for one in (raw.first, raw.next))
-    batch = {}
-    if own.batch and raw.batch:
-        batch = {"batch": round(raw.batch.median / own.batch.median, 2)}
-    return {
-        "first": round(raw.first.median / own.first.median, 2),
-        "next": round(raw.next.median / own.next.median, 2),
-        "decode": round(own.decode.median / raw.decode.median, 2),
-        "cache": round(raw.row["cache_bytes"] / own.row["cache_bytes"], 2),
-        "break_even": break_even(own_first, own_next, raw_first, raw_first),
-        "break_even_kept": break_even(own_first, own_next, raw_first, raw_next),
-        **batch,
-    }
 
 
 def break_even(
@@ -179,7 +144,6 @@ def speedups(summaries: Sequence[BenchSummary]) -> dict[str, dict[str, dict[str,
     """Return the speed-ups by shape, length and label: `{"smol": {"4096": {"octavo@8": {…}}}}`."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for one in summaries:
-        if one.speedups:
-            of_shape = found.setdefault(one.shape, {})
-            of_shape.setdefault(str(one.length), {})[one.label] = one.speedups
+        if gains := one.speedups:
+            found.setdefault(one.shape, {}).setdefault(str(one.length), {})[one.label] = gains
     return found

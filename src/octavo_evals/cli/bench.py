@@ -13,7 +13,7 @@ from octavo.cli.options import AsJson, Device, Dtype, bars
 
 if TYPE_CHECKING:
     from octavo.costs import Peaks
-    from octavo_evals.bench.summary import BenchSummary, Measured, Quartiles
+    from octavo_evals.bench.summary import BenchSummary
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 _LEGEND = (
@@ -153,22 +153,61 @@ def report_of(summaries: Sequence["BenchSummary"], about: dict[str, Any], peaks:
         f"transformers {versions['transformers']}, "
         f"medians of {about['repeats']}, ± half the quartile range",
     ]
+    tables = _tables(about["batch"], peaks)
     for place in dict.fromkeys((one.shape, one.length) for one in summaries):
         own = [one for one in summaries if (one.shape, one.length) == place]
-        tables = [_times(own), _memory(own), _floors(own, peaks)]
-        if any(one.measured and one.measured.batch for one in own):
-            tables.insert(1, _batches(own, about["batch"]))
-        for (title,), *table in tables:
-            lines += ["", f"{place[0]}, {place[1]:,} tokens: {title}", *_aligned(table)]
+        rows = [one for one in own if one.rows]
+        for title, columns in tables.items():
+            lines += ["", f"{place[0]}, {place[1]:,} tokens: {title}"]
+            header = ("method", *(name.strip() for name in columns))
+            cells = [(one.label, *(cell(one) for cell in columns.values())) for one in rows]
+            lines += _aligned([header, *cells])
         lines += [f"{one.label} was skipped: {one.skipped}" for one in own if one.skipped]
     return "\n".join([*lines, "", _LEGEND])
 
 
-def _spread(spread: "Quartiles | None", scale: float = 1.0) -> str:
+def _tables(batch: int, peaks: "Peaks") -> "dict[str, dict[str, Callable[[BenchSummary], str]]]":
+    """Return title -> column -> what it shows of a summary; spaces tell like columns apart."""
+    tables: dict[str, dict[str, Callable[[BenchSummary], str]]] = {
+        "times": {
+            "first s": lambda one: _spread(one, "first"),
+            "x": lambda one: _gain(one, "first"),
+            "next s": lambda one: _spread(one, "next"),
+            "x ": lambda one: _gain(one, "next"),
+            "tok/s": lambda one: _short(one.median("decode")),
+            "compress": lambda one: (
+                _short(one.median("compress")) if one.spread("compress") else "-"
+            ),
+        },
+        f"{batch} questions, answers included": {
+            "one call s": lambda one: _spread(one, "batch"),
+            "one by one s": lambda one: _spread(one, "alone"),
+            "x of raw's": lambda one: _gain(one, "batch"),
+        },
+        "memory, and questions until it has paid off": {
+            "KV cache": lambda one: _size(one, "cache_bytes"),
+            "latents": lambda one: _size(one, "context_bytes"),
+            "peak": lambda one: _size(one, "peak_bytes"),
+            "anew": lambda one: _even(one, "break_even"),
+            "kept": lambda one: _even(one, "break_even_kept"),
+        },
+        "the least it must cost, against the peak": {
+            "TFLOP": lambda one: f"{one.count('flops') / 1e12:.3g}",
+            "TFLOP/s": lambda one: f"{one.rates.tflops:.3g}",
+            "of peak": lambda one: _share(one.rates.tflops, peaks.tflops),
+            "GB/token": lambda one: f"{one.count('decode_bytes') / 1e9:.3g}",
+            "GB/s": lambda one: f"{one.rates.gbps:.3g}",
+            "of peak ": lambda one: _share(one.rates.gbps, peaks.gbps),
+        },
+    }
+    return {title: one for title, one in tables.items() if batch or "one call s" not in one}
+
+
+def _spread(one: "BenchSummary", name: str) -> str:
+    spread = one.spread(name)
     if spread is None:
         return "-"
-    half = (spread.high - spread.low) / 2 / spread.median
-    return f"{_short(spread.median * scale)} ±{half:.0%}"
+    return f"{_short(spread.median)} ±{(spread.high - spread.low) / 2 / spread.median:.0%}"
 
 
 def _short(value: float) -> str:
@@ -176,21 +215,8 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _size(count: int | None) -> str:
-    return format_bytes(count) if count else "-"
-
-
-_Line = tuple[str, ...]
-
-
-def _rows_of(
-    summaries: Sequence["BenchSummary"], cells: "Callable[[BenchSummary, Measured], _Line]"
-) -> list[_Line]:
-    return [(one.label, *cells(one, one.measured)) for one in summaries if one.measured is not None]
+def _size(one: "BenchSummary", name: str) -> str:
+    return format_bytes(one.count(name)) if one.count(name) else "-"
 
 
 def _gain(one: "BenchSummary", name: str) -> str:
@@ -201,67 +227,12 @@ def _even(one: "BenchSummary", name: str) -> str:
     return str(one.speedups[name] or "never") if one.speedups else "-"
 
 
-def _times(summaries: Sequence["BenchSummary"]) -> list[_Line]:
-    return [
-        ("times",),
-        ("method", "first s", "x", "next s", "x", "tok/s", "compress"),
-        *_rows_of(
-            summaries,
-            lambda one, done: (
-                _spread(done.first), _gain(one, "first"), _spread(done.next), _gain(one, "next"),
-                _short(done.decode.median), _short(done.compress.median) if done.compress else "-",
-            ),
-        ),
-    ]  # fmt: skip
-
-
-def _batches(summaries: Sequence["BenchSummary"], count: int) -> list[_Line]:
-    return [
-        (f"{count} questions, answers included",),
-        ("method", "one call s", "one by one s", "x of raw's"),
-        *_rows_of(
-            summaries,
-            lambda one, done: (_spread(done.batch), _spread(done.alone), _gain(one, "batch")),
-        ),
-    ]
-
-
-def _memory(summaries: Sequence["BenchSummary"]) -> list[_Line]:
-    return [
-        ("memory, and questions until it has paid off",),
-        ("method", "KV cache", "latents", "peak", "anew", "kept"),
-        *_rows_of(
-            summaries,
-            lambda one, done: (
-                _size(done.row["cache_bytes"]), _size(done.row["context_bytes"]),
-                _size(done.peak_bytes), _even(one, "break_even"), _even(one, "break_even_kept"),
-            ),
-        ),
-    ]  # fmt: skip
-
-
-def _floors(summaries: Sequence["BenchSummary"], peaks: "Peaks") -> list[_Line]:
-    def cells(one: "BenchSummary", done: "Measured") -> _Line:
-        first, decode = done.of_peak(peaks)
-        return (
-            f"{done.row['flops'] / 1e12:.3g}", f"{done.first_tflops:.3g}", _share(first),
-            f"{done.row['decode_bytes'] / 1e9:.3g}", f"{done.decode_gbps:.3g}", _share(decode),
-        )  # fmt: skip
-
-    return [
-        ("the least it must cost, against the peak",),
-        ("method", "TFLOP", "TFLOP/s", "of peak", "GB/token", "GB/s", "of peak"),
-        *_rows_of(summaries, cells),
-    ]
+def _share(rate: float | None, peak: float | None) -> str:
+    return f"{rate / peak:.1%}" if rate and peak else "-"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Pad the cells of a table: the method to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return ["  ".join(cells).rstrip() for cells in padded]

@@ -93,7 +93,7 @@ def evaluate(
     may run on one DIR at once. `octavo report DIR` shows the results.
     """  # fmt: skip
     from octavo_evals.methods import METHODS, choose
-    from octavo_evals.runner import LINES, Job, run, run_by, show_rows
+    from octavo_evals.runner import LINES, Job, run, run_by
     from octavo_evals.task import DataFiles
     from octavo_evals.tasks import find_tasks
 
@@ -125,7 +125,7 @@ def evaluate(
         )
         try:
             if job.methods:
-                _say(run(job, loaded, show_rows(show)), out)
+                _say(run(job, loaded, show), out)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; the rows in {out} are kept, the same command goes on"

@@ -12,8 +12,7 @@ What none of them fits is an error: a prompt is never read raw unless that was a
 """
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from octavo.config import MEMORY_END, MEMORY_START
 from octavo.errors import EvaluationError
@@ -21,8 +20,7 @@ from octavo.errors import EvaluationError
 Compress = Literal["auto", "all", "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(NamedTuple):
     """A flat prompt in three."""
 
     before: str

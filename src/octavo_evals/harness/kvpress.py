@@ -1,4 +1,4 @@
-"""KV-cache compression as a rival: NVIDIA's kvpress over the same decoder and the same items.
+"""KV-cache compression on the same decoder and the same items: NVIDIA's kvpress.
 
 The decoder reads the raw context, a press throws most of the KV cache away, and the question is
 read behind what is left, at its true position, as kvpress's own pipeline does it (kvpress 0.5.5,
@@ -20,18 +20,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from octavo.engine.base import Prompt, Sampling, TargetScores
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.model import Model
 from octavo.nn.cache import as_keyword, bytes_of
 from octavo_evals.parts import Parts
-from octavo_evals.reading import (
-    Answer,
-    Held,
-    Outcome,
-    Unserved,
-    check_fits,
-    reply_to_target,
-)
+from octavo_evals.reading import Held, Unserved, check_fits
 from octavo_evals.task import DataFiles
 
 SNAPKV_WINDOW = 64
@@ -56,7 +50,7 @@ class PressedCache:
     def __init__(self, decoder: Any, ids: Sequence[int], press: Any) -> None:
         """Let the decoder read the context in one pass, as presses want it, and thin the cache."""
         self._decoder, self._cache = decoder, DynamicCache()
-        self.positions = len(ids)
+        self._positions = len(ids)
         with torch.no_grad(), press(decoder):
             # By keyword: KVzip looks for input_ids there.
             decoder.model(
@@ -67,25 +61,34 @@ class PressedCache:
         self.kept_positions = max(self._lengths)
         self.kept_bytes = bytes_of(self._cache)
 
-    def answer(self, question: Sequence[int], max_new_tokens: int) -> Generator[int]:
-        """Yield the likeliest tokens behind a question; the cache is cut back afterwards."""
-        ids, position = list(question), self.positions
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Generator[list[int]]:
+        """Yield the most likely tokens behind one prompt; the cache is cut back afterwards."""
+        (prompt,) = prompts
+        ids, position = list(prompt.input_ids[self._positions :]), self._positions
         try:
-            for _ in range(max_new_tokens):
+            for _ in range(sampling.max_new_tokens):
                 token = int(self._read(ids, position, 1)[-1].argmax())
-                yield token
+                if token in sampling.stop_ids:
+                    return
+                yield [token]
                 position += len(ids)
                 ids = [token]
         finally:
             self._cut()
 
-    def score(self, question: Sequence[int], target: Sequence[int]) -> torch.Tensor:
-        """Return the logits `PV` that precede each token of a target behind a question."""
+    def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
+        """Return how likely each token of a target is behind a prompt."""
         try:
-            ids = [*question, *target]
-            return self._read(ids, self.positions, len(target) + 1)[:-1].float()
+            ids = [*prompt.input_ids[self._positions :], *target]
+            logits_PV = self._read(ids, self._positions, len(target) + 1)[:-1].float()
         finally:
             self._cut()
+        target_P = torch.tensor(list(target), device=logits_PV.device)
+        logprobs_P = logits_PV.log_softmax(-1).gather(1, target_P[:, None])[:, 0]
+        return TargetScores(
+            logprobs=tuple(logprobs_P.tolist()),
+            is_greedy=tuple((logits_PV.argmax(-1) == target_P).tolist()),
+        )
 
     def _read(self, ids: list[int], position: int, keep: int) -> torch.Tensor:
         """Return the logits `TV` of the last `keep` of some ids."""
@@ -123,39 +126,19 @@ class Press:
 
     def hold(self, parts: Parts) -> Held:
         """Prefill the context and press its cache."""
-        ids, _ = self._split(parts)
-        if self.name.startswith("snapkv") and len(ids) <= SNAPKV_WINDOW:
+        prefix = [*parts.head, *parts.context]
+        ids = [*prefix, *parts.tail]
+        seen = len(prefix) + (parts.num_question if self.sees_question else 0)
+        pressed = ids[: min(seen, len(ids) - 1)]  # what is left to be read is at least one
+        if self.name.startswith("snapkv") and len(pressed) <= SNAPKV_WINDOW:
             raise Unserved(
-                f"SnapKV needs more than {SNAPKV_WINDOW} tokens, the prompt has {len(ids)}"
+                f"SnapKV needs more than {SNAPKV_WINDOW} tokens, the prompt has {len(pressed)}"
             )
-        check_fits(self._model, len(ids), 1)
+        check_fits(self._model, len(pressed), 1)
         started = time.perf_counter()
-        cache = PressedCache(self._decoder, ids, self._press)
-        return Held(state=cache, compress_seconds=time.perf_counter() - started)
-
-    def reply(self, held: Held, parts: Parts) -> Outcome:
-        """Read the question behind the pressed cache and answer it."""
-        cache: PressedCache = held.state
-        _, rest = self._split(parts)
-        num_prompt = cache.positions + len(rest)
-        check_fits(self._model, num_prompt, len(parts.target) or parts.item.max_new_tokens)
-        if parts.target:
-            reply = reply_to_target(cache.score(rest, parts.target), parts.target)
-            return Outcome(reply=reply, prompt_tokens=num_prompt, cache_bytes=cache.kept_bytes)
-        answer = Answer(self._model, parts)
-        for token in cache.answer(rest, parts.item.max_new_tokens):
-            is_end = token in self._model.engine.stop_ids
-            answer.push(None if is_end else token)
-            if is_end or answer.is_finished:
-                break
-        return answer.outcome(num_prompt, cache.kept_bytes)
-
-    def _split(self, parts: Parts) -> tuple[list[int], list[int]]:
-        """Return what is read and pressed, and what is read behind it, at least one id."""
-        seen = parts.num_question if self.sees_question else 0
-        ids = [*parts.head, *parts.context, *parts.tail]
-        pressed = min(len(parts.head) + len(parts.context) + seen, len(ids) - 1)
-        return ids[:pressed], ids[pressed:]
+        cache = PressedCache(self._decoder, pressed, self._press)
+        seconds = time.perf_counter() - started
+        return Held(answerer=cache, prefix=prefix, compress_seconds=seconds)
 
 
 def press_for(name: str, ratio: int) -> Any:

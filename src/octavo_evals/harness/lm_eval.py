@@ -21,7 +21,7 @@ import logging
 import sys
 import types
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,9 +38,9 @@ from octavo.prompt import PLAIN_TEMPLATE
 from octavo.weights.layout import resolve
 from octavo_evals.harness.flat import Compress, split
 from octavo_evals.methods import choose, make_method
-from octavo_evals.parts import Parts, cut
-from octavo_evals.reading import Held, Outcome, Unserved, read
-from octavo_evals.task import DataFiles, Item
+from octavo_evals.parts import Parts, cut, other_context
+from octavo_evals.reading import Held, Unserved, read
+from octavo_evals.task import DataFiles, Item, Reply
 
 NEW_TOKENS = 256
 """Of an answer whose task names no limit: `default_max_gen_toks` of `lm_eval/models/utils.py`."""
@@ -87,18 +87,16 @@ class HarnessModel:
             raise EvaluationError(
                 f"compress=none leaves {method} nothing to work on; give method=full with it"
             )
-        if isinstance(pretrained, Model):
-            self.model = pretrained
-        else:
-            self.model = octavo.load(
-                pretrained, device, dtype, engine, revision, base=base, progress=None
-            )
+        self.model = (
+            pretrained
+            if isinstance(pretrained, Model)
+            else octavo.load(pretrained, device, dtype, engine, revision, base=base, progress=None)
+        )
         self.compress, self.max_gen_toks = compress, max_gen_toks
         positions = self.model.engine.max_positions
         self.max_length = min(max_length or positions, positions)
-        chosen = choose([method], [ratio or self.model.config.compression_ratio])
-        self._method = make_method(*chosen[0], self.model, DataFiles())
-        self._raw = make_method("full", None, self.model, DataFiles())
+        ((name, own_ratio),) = choose([method], [ratio or self.model.config.compression_ratio])
+        self._method = make_method(name, own_ratio, self.model, DataFiles())
         self._held: tuple[object, Held] | None = None
 
     @classmethod
@@ -121,17 +119,12 @@ class HarnessModel:
             del given["device"]
         return cls(**{**given, **arg_dict})
 
-    # -- requests --------------------------------------------------------------------------------
-
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answer prompts greedily, each `(context, generation keywords)`."""
-        prompts = [(request.args[0], self._options(request.args[1])) for request in requests]
-        made = [self._item(prompt, options) for prompt, options in prompts]
-        answers = []
-        for reading, request in zip(self._read(made, disable_tqdm), requests, strict=True):
-            answers.append(reading.reply.text)
-            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-        return answers
+        items = [self._item(text, **self._options(how)) for text, how in _args_of(requests)]
+        return self._replies(
+            "generate_until", requests, items, lambda reply: reply.text, disable_tqdm
+        )
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -141,18 +134,17 @@ class HarnessModel:
         White space at a context's end is scored with the continuation, as the harness's own models
         do it; the two are tokenised apart.
         """
-        made = []
-        for request in requests:
-            context, continuation = request.args[:2]
+        items = []
+        for context, continuation in _args_of(requests):
             prompt = context.rstrip()
-            target = context[len(prompt) :] + continuation
-            made.append(self._item(prompt, {"target": target}))
-        scores = []
-        for reading, request in zip(self._read(made, disable_tqdm), requests, strict=True):
-            nats, hits = reading.reply.token_nats, reading.reply.token_hits
-            scores.append((-sum(nats), all(hits)))
-            self.cache_hook.add_partial("loglikelihood", request.args, scores[-1])
-        return scores
+            items.append(self._item(prompt, target=context[len(prompt) :] + continuation))
+        return self._replies(
+            "loglikelihood",
+            requests,
+            items,
+            lambda reply: (-sum(reply.token_nats), all(reply.token_hits)),
+            disable_tqdm,
+        )
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -164,21 +156,20 @@ class HarnessModel:
         """
         scores = []
         for request in tqdm(requests, desc="octavo", disable=disable_tqdm):
-            (text,) = request.args
-            scores.append(-sum(self._rolling_nats(text)))
+            scores.append(sum(self._logprobs(*request.args)))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, scores[-1])
         return scores
 
-    def _rolling_nats(self, text: str) -> Iterator[float]:
+    def _logprobs(self, text: str) -> Iterator[float]:
+        """Yield the log-probability of every token of a text."""
         # Empty but for its target, a prompt holds one token, for the first to follow.
-        first = cut(self.model.prompts, Item(id="", context="", is_chat=False, target=text))
-        ids, done = [*first.head[-1:], *first.target], 1
+        parts = cut(self.model.prompts, Item(id="", context="", is_chat=False, target=text))
+        ids, done = [*parts.head[-1:], *parts.target], 1
         while done < len(ids):
             start = max(0, min(done - 1, len(ids) - self.max_length))
             stop = min(start + self.max_length, len(ids))
-            window = replace(first, target=tuple(ids[done:stop]))
             prompt = Prompt(input_ids=ids[start:done], latents=None)
-            yield from read(self.model, prompt, window).reply.token_nats
+            yield from self.model.engine.score(prompt, ids[done:stop]).logprobs
             done = stop
 
     def _options(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,37 +186,44 @@ class HarnessModel:
             "stop": (until,) if isinstance(until, str) else tuple(until),
         }
 
-    def _item(self, prompt: str, fields: Mapping[str, Any]) -> Item:
-        parts = split(prompt, self.compress)
-        return Item(
-            id="",
-            before=parts.before,
-            context=parts.context,
-            after=parts.after,
-            is_chat=False,
-            **fields,
-        )
+    def _item(self, prompt: str, **fields: Any) -> Item:
+        before, context, after = split(prompt, self.compress)
+        return Item(id="", before=before, context=context, after=after, is_chat=False, **fields)
 
-    def _read(self, items: Sequence[Item], disable_tqdm: bool) -> Iterator[Outcome]:
-        """Yield what the method makes of each item; neighbours share a compressed context."""
-        method = self._method
+    def _replies(
+        self,
+        kind: str,
+        requests: Sequence[Any],
+        items: Sequence[Item],
+        wanted: Callable[[Reply], Any],
+        disable_tqdm: bool,
+    ) -> list[Any]:
+        """Return what is wanted of the reply to each item, having offered it to the cache."""
+        found, contexts = [], [item.context for item in items]
         for at, item in enumerate(tqdm(items, desc="octavo", disable=disable_tqdm)):
-            parts = self._parts(item, _stranger(items, at))
-            if not item.context:
-                yield self._raw.reply(self._raw.hold(parts), parts)
-                continue
-            key = (parts.head, parts.context, parts.stranger)
-            try:
-                if self._held is None or self._held[0] != key or method.sees_question:
-                    self._held = (key, method.hold(parts))
-                yield method.reply(self._held[1], parts)
-            except Unserved as reason:
-                raise EvaluationError(f"{method.name} cannot serve a prompt: {reason}") from reason
+            parts = self._parts(item, other_context(contexts, at))
+            found.append(wanted(read(self.model, self._hold(parts), parts).reply))
+            self.cache_hook.add_partial(kind, requests[at].args, found[-1])
+        return found
 
-    def _parts(self, item: Item, stranger: str) -> Parts:
+    def _hold(self, parts: Parts) -> Held:
+        """Return an item's context as the method holds it; neighbours share one."""
+        if not parts.item.context:
+            return Held(answerer=self.model.engine, prefix=parts.head)
+        key = (parts.head, parts.context, parts.other_context)
+        if self._held is None or self._held[0] != key or self._method.sees_question:
+            try:
+                self._held = (key, self._method.hold(parts))
+            except Unserved as reason:
+                raise EvaluationError(
+                    f"{self._method.name} cannot serve a prompt: {reason}"
+                ) from reason
+        return self._held[1]
+
+    def _parts(self, item: Item, other: str) -> Parts:
         """Cut an item into ids, control tokens outside its context being live."""
         prompts = self.model.prompts
-        parts = cut(prompts, item, stranger)
+        parts = cut(prompts, item, other)
         leading = prompts.encode_text("").input_ids  # what the tokenizer puts before any text
         head = prompts.encode_text(item.before).input_ids
         if leading and head[: 2 * len(leading)] == 2 * leading:
@@ -235,11 +233,9 @@ class HarnessModel:
             return parts
         return replace(parts, head=tuple(head), tail=tuple(tail), num_question=len(tail))
 
-    # -- chat templates and the harness's notes --------------------------------------------------
-
     @property
     def tokenizer_name(self) -> str:
-        """Tell stored prompts of different models and rules apart."""
+        """Name stored prompts: those of other models and rules have other names."""
         return f"{self.model.name}-{self.model.fingerprint}-{self.compress}".replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -253,9 +249,8 @@ class HarnessModel:
 
     @property
     def _template(self) -> str:
-        return (
-            getattr(self.model.prompts.decoder_tokenizer, "chat_template", None) or PLAIN_TEMPLATE
-        )
+        tokenizer = self.model.prompts.decoder_tokenizer
+        return getattr(tokenizer, "chat_template", None) or PLAIN_TEMPLATE
 
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
@@ -272,10 +267,9 @@ class HarnessModel:
                 "--fewshot_as_multiturn false or --num_fewshot 0"
             )
         if users:
-            parts = split(users[-1]["content"], self.compress)
-            if parts.context:
-                inside = f"{MEMORY_START}{parts.context}{MEMORY_END}"
-                users[-1]["content"] = f"{parts.before}{inside}{parts.after}"
+            before, context, after = split(users[-1]["content"], self.compress)
+            if context:
+                users[-1]["content"] = f"{before}{MEMORY_START}{context}{MEMORY_END}{after}"
         rendered: str = self.model.prompts.decoder_tokenizer.apply_chat_template(
             messages,
             tokenize=False,
@@ -297,10 +291,8 @@ class HarnessModel:
         }
 
 
-def _stranger(items: Sequence[Item], at: int) -> str:
-    """Return the next context that is not this one, for the `shuffled` control."""
-    around = (items[(at + step) % len(items)].context for step in range(1, len(items)))
-    return next((one for one in around if one and one != items[at].context), "")
+def _args_of(requests: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    return (request.args[:2] for request in requests)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""The methods under comparison: ways to read a long context, each behind the same two calls.
+"""The methods under comparison: ways to hold a long context, all read in the same way.
 
     held = method.hold(parts)            once per context: compress it
-    reading = method.reply(held, parts)  once per question
+    outcome = read(model, held, parts)   once per question
 
 A method that looks at the question while it compresses (`sees_question`) cannot serve a second
 question with the same held context, and is asked to hold it anew.
@@ -16,7 +16,7 @@ from typing import Protocol
 from octavo.errors import EvaluationError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held, Outcome
+from octavo_evals.reading import Held
 from octavo_evals.task import DataFiles
 
 
@@ -32,10 +32,6 @@ class Method(Protocol):
 
     def hold(self, parts: Parts) -> Held:
         """Compress a context, reading nothing of the question unless `sees_question`."""
-        ...
-
-    def reply(self, held: Held, parts: Parts) -> Outcome:
-        """Answer an item about the held context."""
         ...
 
 

@@ -4,16 +4,14 @@ Shapes: K latents, D decoder width.
 """
 
 import time
-from collections.abc import Sequence
 
 import torch
 
 from octavo.config import resolve_ratio
-from octavo.engine.base import Prompt
 from octavo.errors import EvaluationError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held, Outcome, check_fits, read
+from octavo_evals.reading import Held, check_fits
 from octavo_evals.task import DataFiles
 
 
@@ -31,35 +29,36 @@ class Latents:
 
     def hold(self, parts: Parts) -> Held:
         """Encode the context."""
-        text = parts.stranger if self.name == "shuffled" else parts.item.context
+        prompts = self._model.prompts
+        text = parts.other_context if self.name == "shuffled" else parts.item.context
         if not text:
             raise EvaluationError(
                 "the shuffled control needs items with different contexts; raise --limit"
             )
         started = time.perf_counter()
-        source = self._model.prompts.source(text).ids
+        source = prompts.source(text).ids
         if self.name == "shuffled":
             # As long as the item's own context, where it can be: only the content is wrong.
-            own = len(self._model.prompts.source(parts.item.context).ids)
+            own = len(prompts.source(parts.item.context).ids)
             source = (source * (own // len(source) + 1))[:own]
         assert self.ratio is not None
-        num_latents = self._model.config.num_latents(len(source), self.ratio)
-        check_fits(self._model, len(parts.head) + num_latents + len(parts.tail) + 2, 1)
+        slots = [prompts.slot_id] * self._model.config.num_latents(len(source), self.ratio)
+        prefix = [*parts.head, prompts.start_id, *slots, prompts.end_id]
+        check_fits(self._model, len(prefix) + len(parts.tail), 1)
         (latents_KD,) = self._model.engine.encode([source], self.ratio)
-        return _held(latents_KD, started)
-
-    def reply(self, held: Held, parts: Parts) -> Outcome:
-        """Ask about the latents."""
-        prompts = self._model.prompts
-        slots = [prompts.start_id, *[prompts.slot_id] * held.num_latents, prompts.end_id]
-        return read(self._model, _prompt(parts, slots, held.state), parts)
+        return Held(
+            answerer=self._model.engine,
+            prefix=prefix,
+            latents=latents_KD,
+            compress_seconds=time.perf_counter() - started,
+        )
 
 
 class Identity:
     """A compressor that loses nothing: a latent is a token's own embedding.
 
     Its prompt has no tags, so that it is the raw prompt in every number: its answers must be those
-    of `full`, through the same code that reads latents.
+    of raw text, through the same code that reads latents.
     """
 
     name = "identity"
@@ -78,26 +77,12 @@ class Identity:
         with torch.inference_mode():
             ids = torch.tensor(parts.context, device=next(table.parameters()).device)
             latents_KD = table(ids).cpu().clone()
-        return _held(latents_KD, started)
-
-    def reply(self, held: Held, parts: Parts) -> Outcome:
-        """Ask about the embeddings."""
-        slots = [self._model.prompts.slot_id] * held.num_latents
-        return read(self._model, _prompt(parts, slots, held.state), parts)
-
-
-def _held(latents_KD: torch.Tensor, started: float) -> Held:
-    return Held(
-        state=latents_KD,
-        compress_seconds=time.perf_counter() - started,
-        num_latents=len(latents_KD),
-        context_bytes=latents_KD.numel() * latents_KD.element_size(),
-    )
-
-
-def _prompt(parts: Parts, slots: Sequence[int], latents_KD: torch.Tensor) -> Prompt:
-    prefix = [*parts.head, *slots]
-    return Prompt(input_ids=[*prefix, *parts.tail], latents=latents_KD, prefix_length=len(prefix))
+        return Held(
+            answerer=self._model.engine,
+            prefix=[*parts.head, *[self._model.prompts.slot_id] * len(latents_KD)],
+            latents=latents_KD,
+            compress_seconds=time.perf_counter() - started,
+        )
 
 
 def make(name: str, model: Model, ratio: int | None, data: DataFiles) -> Latents | Identity:

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from octavo.engine.base import Prompt
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held, Outcome, read
+from octavo_evals.reading import Held
 from octavo_evals.task import DataFiles
 
 Keep = Callable[[Parts, int], Sequence[int]]
@@ -37,18 +36,15 @@ class RawText:
     def hold(self, parts: Parts) -> Held:
         """Choose what to keep."""
         started = time.perf_counter()
-        budget = -(-len(parts.context) // (self.ratio or 1))
-        kept = tuple(self._keep(parts, budget))
+        kept = self._keep(parts, -(-len(parts.context) // (self.ratio or 1)))
         seconds = time.perf_counter() - started
-        return Held(state=kept, compress_seconds=seconds if self.ratio else 0.0)
-
-    def reply(self, held: Held, parts: Parts) -> Outcome:
-        """Read head, what was kept, and tail; the first two are kept as a prefix."""
-        prefix = [*parts.head, *held.state]
-        # A method that sees the question keeps nothing that another question could use.
-        shared = len(parts.head) if self.sees_question else len(prefix)
-        prompt = Prompt(input_ids=[*prefix, *parts.tail], latents=None, prefix_length=shared)
-        return read(self._model, prompt, parts)
+        return Held(
+            answerer=self._model.engine,
+            prefix=[*parts.head, *kept],
+            # A method that sees the question keeps nothing that another question could use.
+            shared=len(parts.head) if self.sees_question else None,
+            compress_seconds=seconds if self.ratio else 0.0,
+        )
 
 
 def keep_end(parts: Parts, budget: int) -> Sequence[int]:
@@ -133,8 +129,8 @@ class Lingua:
     def __call__(self, parts: Parts, budget: int) -> Sequence[int]:
         """Return the ids of the words that stay; too many are cut at the end."""
         rate = budget / max(1, len(parts.context))
-        told = self._compressor.compress_prompt([parts.item.context], rate=rate)
-        ids: Sequence[int] = self._prompts.text_ids(told["compressed_prompt"])
+        found = self._compressor.compress_prompt([parts.item.context], rate=rate)
+        ids: Sequence[int] = self._prompts.text_ids(found["compressed_prompt"])
         return ids[:budget]
 
 
