@@ -217,7 +217,7 @@ def test_running_out_of_memory_skips_one_cell_and_goes_on(
     assert run(FAST, tmp_path / "rows.jsonl") == rows
     assert tried.count((96, 16)) == 1
     found = {one.label: one for one in summarise(rows) if one.length == 96}
-    assert found["octavo@16"].measured is None
+    assert not found["octavo@16"].rows
     assert found["octavo@4"].speedups
     assert "octavo@16" not in speedups(list(found.values()))["tiny"]["96"]
 
@@ -376,11 +376,11 @@ def test_shapes_that_cannot_be_measured_are_refused_with_a_reason() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"repeats": 0}, "--repeats is 0; give at least 1"),
-        ({"questions": 1}, "--questions is 1; give at least 2"),
-        ({"new_tokens": 1}, "--new-tokens is 1; give at least 2"),
+        ({"repeats": 0}, "repeats is 0; give at least 1"),
+        ({"questions": 1}, "questions is 1; give at least 2"),
+        ({"new_tokens": 1}, "new_tokens is 1; give at least 2"),
         ({"lengths": ()}, "no lengths"),
-        ({"lengths": (0,)}, "above 0"),
+        ({"lengths": (0,)}, "lengths is 0; give at least 1"),
         ({"ratios": ()}, "--method raw alone"),
         ({"methods": ("raw", "gzip")}, "unknown method 'gzip'; give raw, octavo, expected"),
     ],
@@ -505,11 +505,6 @@ def test_break_even_is_the_first_count_of_questions_that_costs_no_more(
     assert (won[0] if won else None) == questions
 
 
-def test_a_spread_is_the_median_between_its_quartiles() -> None:
-    assert Quartiles.of([3.0]) == Quartiles(3.0, 3.0, 3.0)
-    assert Quartiles.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)
-
-
 def row(method: str, ratio: int | None, first: float, then: float, decode: float) -> dict[str, Any]:
     return {
         "shape": "tiny", "length": 100, "method": method, "ratio": ratio, "repeat": 1,
@@ -537,13 +532,14 @@ def test_speedups_compare_medians_and_whole_answers() -> None:
         "break_even_kept": 1,
     }
     assert speedups([raw, own]) == {"tiny": {"100": {"octavo@4": own.speedups}}}
-    assert own.measured is not None
-    assert own.measured.compress == Quartiles(200.0, 200.0, 200.0)
-    assert (own.measured.first_tflops, own.measured.decode_gbps) == (1.0, 20.0)
-    assert own.measured.of_peak(Peaks(10.0, 40.0)) == (0.1, 0.5)
-    assert own.measured.of_peak(Peaks()) == (None, None)
-    assert raw.measured is not None
-    assert raw.measured.compress is None
+    assert own.spread("compress") == (200.0, 200.0, 200.0)
+    assert own.rates == Peaks(tflops=1.0, gbps=20.0)
+    assert raw.spread("compress") is None
+
+
+def test_a_spread_is_the_median_between_its_quartiles() -> None:
+    (found,) = summarise([row("raw", None, seconds, 1.0, 1.0) for seconds in (5, 1, 2, 4, 3)])
+    assert found.spread("first") == Quartiles(3.0, 2.0, 4.0)
 
 
 def test_without_raw_there_is_nothing_to_be_faster_than() -> None:

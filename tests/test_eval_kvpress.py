@@ -18,7 +18,7 @@ from octavo_evals.harness import kvpress
 from octavo_evals.harness.kvpress import Press
 from octavo_evals.methods import make_method
 from octavo_evals.parts import Parts, cut
-from octavo_evals.reading import Outcome, Unserved
+from octavo_evals.reading import Outcome, Unserved, read
 from octavo_evals.task import DataFiles, Item
 
 ROOT = Path(__file__).parents[1]
@@ -36,12 +36,12 @@ def ask(
     model: octavo.Model, press: Callable[[Any], Any], parts: Parts, name: str = "knorm"
 ) -> Outcome:
     method = Press(name, model, 4, press)
-    return method.reply(method.hold(parts), parts)
+    return read(model, method.hold(parts), parts)
 
 
 def full(model: octavo.Model, parts: Parts) -> Outcome:
     method = make_method("full", None, model, DataFiles())
-    return method.reply(method.hold(parts), parts)
+    return read(model, method.hold(parts), parts)
 
 
 @pytest.mark.parametrize("name", ["knorm", "snapkv-question"])
@@ -86,8 +86,8 @@ def test_a_second_question_finds_the_cache_as_the_first_did(model: octavo.Model)
     first, second = parts_of(model), parts_of(model, after="Where stood the mill?")
     method = Press("knorm", model, 4, last_quarter)
     held = method.hold(first)
-    method.reply(held, first)
-    again, fresh = method.reply(held, second), ask(model, last_quarter, second)
+    read(model, held, first)
+    again, fresh = read(model, held, second), ask(model, last_quarter, second)
     assert again.reply == fresh.reply
     assert again.cache_bytes == fresh.cache_bytes
 

@@ -28,6 +28,7 @@ from octavo_evals.harness import lm_eval as adapter
 from octavo_evals.harness.flat import split
 from octavo_evals.methods import make_method
 from octavo_evals.parts import cut
+from octavo_evals.reading import read
 from octavo_evals.task import DataFiles, Item
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -321,7 +322,7 @@ def test_a_chat_prompt_is_read_as_octavos_own_evaluation_reads_it(
     answers = tested.generate_until([asked(rendered, {"max_gen_toks": 8})], disable_tqdm=True)
     item = Item(id="0", before=NIAH[0], context=NIAH[1], after=NIAH[2], prefix=NIAH[3])
     method, parts = make_method("octavo", 4, model, DataFiles()), cut(model.prompts, item)
-    method.reply(method.hold(parts), parts)
+    read(model, method.hold(parts), parts)
     assert answers == [" 4830571"]
     assert listener.heard[0] == listener.heard[1]
 

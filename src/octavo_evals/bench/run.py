@@ -63,6 +63,11 @@ class Settings:
         for name in ("shapes", "lengths", "methods"):
             if not getattr(self, name):
                 raise EvaluationError(f"no {name} were given; give at least one")
+        least = {"repeats": 1, "questions": 2, "new_tokens": 2, "question_tokens": 1, "chunk": 1}
+        given = [(name, getattr(self, name)) for name in least]
+        for name, value in [*given, *(("lengths", length) for length in self.lengths)]:
+            if value < least.get(name, 1):
+                raise EvaluationError(f"{name} is {value}; give at least {least.get(name, 1)}")
         if not self.ratios and set(self.methods) != {"raw"}:
             raise EvaluationError("no ratios were given; give at least one, or --method raw alone")
         for method in self.methods:
