@@ -56,7 +56,7 @@ class Adapter(nn.Module):
         """Size the adapter from its two neighbours, which are headless Hugging Face models."""
         super().__init__()
         width = encoder_body.config.hidden_size
-        lifted = decoder_body.config.hidden_size
+        self.width = lifted = decoder_body.config.hidden_size
         if config.pooling == "concat":
             width *= config.compression_ratio
         self.adapter_type = config.adapter_type
@@ -89,7 +89,7 @@ class Adapter(nn.Module):
         if torch.is_grad_enabled():
             lifted = self._lift(joined)
         else:
-            lifted = joined.new_empty(len(joined), self.fc2.out_features)
+            lifted = joined.new_empty(len(joined), self.width)
             for start in range(0, len(joined), LIFTED_AT_ONCE):
                 stop = start + LIFTED_AT_ONCE
                 lifted[start:stop] = self._lift(joined[start:stop])
