@@ -162,8 +162,12 @@ class Extension:
                 f"{EXTENSION_FILE} has the unknown key {unknown[0]!r}; it was written by a newer "
                 "octavo: upgrade"
             )
-        values["ratios"] = tuple(values.get("ratios", ()))
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls.from_dict({name: value for name, value in values.items() if name in known})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Extension":
+        """Return what `to_dict` gave, also after JSON has made lists of tuples."""
+        return cls(**{**values, "ratios": tuple(values.get("ratios", ()))})
 
 
 def resolve_ratio(config: ModelConfig, extension: Extension, ratio: int | None) -> int:

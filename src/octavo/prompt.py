@@ -83,11 +83,12 @@ class PromptEncoder:
         longest_first = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._plain_decoder = _without_control_tokens(decoder_tokenizer, "decoder")
-        self._plain_encoder = _without_control_tokens(encoder_tokenizer, "encoder")
+        self.plain_encoder = _without_control_tokens(encoder_tokenizer, "encoder")
+        """The encoder's tokenizer as spans are read by: none of its control tokens in text."""
 
     def source(self, text: str) -> Source:
         """Tokenise a span's text for the encoder; control tokens in it are ordinary characters."""
-        encoding = self._plain_encoder.encode(text, add_special_tokens=False)
+        encoding = self.plain_encoder.encode(text, add_special_tokens=False)
         return Source(encoding.ids, encoding.offsets)
 
     def text_ids(self, text: str) -> list[int]:

@@ -68,9 +68,6 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         if decoder is None:
             decoder = AutoModelForCausalLM.from_config(config.text_config)
         self.settings = ModelConfig(**config.model_config)
-        extension = dict(config.extension)
-        extension["ratios"] = tuple(extension.get("ratios", ()))
-        self.extension = Extension(**extension)
         self.memory_token_id = config.memory_token_ids[-1]
         self.decoder = decoder
         self.encoder = Encoder(encoder, self.settings, config.encoder_pad_token_id)
@@ -104,6 +101,15 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         super()._initialize_weights(module, *args)
         if module is self and not self._is_given:
             self.round_rotary(self.extension.rotary or "exact")
+
+    @property
+    def extension(self) -> Extension:
+        """Our own settings, which the config holds."""
+        return Extension.from_dict(self.config.extension)
+
+    @extension.setter
+    def extension(self, value: Extension) -> None:
+        self.config.extension = value.to_dict()
 
     # -- what transformers asks of a causal LM ---------------------------------------------------
 

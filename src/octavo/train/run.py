@@ -168,11 +168,9 @@ class Run:
                 raise TrainingError(
                     f"model.ratios has {new[0]}, which {section.start} has no weights for; drop it"
                 )
-            extension = dataclasses.replace(
+            made.lclm.extension = dataclasses.replace(
                 made.lclm.extension, ratios=tuple(self.config.model.ratios)
             )
-            made.lclm.extension = extension
-            made.lclm.config.extension = {**extension.to_dict(), "ratios": list(extension.ratios)}
         return dataclasses.replace(made, name=section.name or made.name)
 
     # -- checks before the first step ------------------------------------------------------------

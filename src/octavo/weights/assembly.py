@@ -145,14 +145,12 @@ def build(
         pad = encoder_tokenizer.eos_token_id
     if pad is None and config.pooling == "eos":
         raise CheckpointError("the encoder's tokenizer has no pad token, which 'eos' pooling reads")
-    values = extension.to_dict()
-    values["ratios"] = list(extension.ratios)
     lclm_config = LCLMConfig(
         # Copies: transformers resets the attention implementation of the configs nested in another.
         text_config=copy.deepcopy(decoder.config),
         encoder_config=copy.deepcopy(encoder.config),
         model_config=config.to_dict(),
-        extension=values,
+        extension=extension.to_dict(),
         memory_token_ids=[decoder_tokenizer.convert_tokens_to_ids(t) for t in MEMORY_TOKENS],
         encoder_pad_token_id=pad or 0,
     )
@@ -180,8 +178,6 @@ def add_lora(
     lclm.extension = replace(
         lclm.extension, base=PINNED_BASE if is_pinned else None, encoder_layers=encoder_layers
     )
-    values = {**lclm.extension.to_dict(), "ratios": list(lclm.extension.ratios)}
-    lclm.config.extension = values
     common: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none"}
     lclm.decoder = get_peft_model(
         lclm.decoder,
