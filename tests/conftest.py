@@ -1,5 +1,6 @@
 """Shared pieces: the golden checkpoints, and models made of them in milliseconds."""
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,13 @@ class Result:
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: "), lines
         return lines[0]
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a screen."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKPOINT, TEXT, WIRE, Result
+from conftest import CHECKPOINT, TEXT, WIRE, Result, Terminal
 
 import octavo
 from octavo.cli import main
@@ -600,10 +600,11 @@ def test_train_runs_a_recipe_and_prints_the_export(
 ) -> None:
     seen: list[Any] = []
 
-    def train(config: Any, root: Path, *, resume: bool, on_step: Any, on_rows: Any) -> Path:
+    def train(config: Any, root: Path, *, resume: bool, **show: Any) -> Path:
         seen.append((config.seed, config.stages["sft"].steps, root, resume))
-        on_rows("main", 16, 16)
-        on_step("sft", 1, 1, 0.5)
+        show["on_rows"]("main", 16, 16)
+        show["on_step"]("sft", 1, 1, 0.5)
+        show["on_note"]("sft", "measuring")
         return root / "export"
 
     monkeypatch.setattr("octavo.train.stages.train", train)
@@ -612,8 +613,35 @@ def test_train_runs_a_recipe_and_prints_the_export(
     assert result.code == 0
     assert seen == [(7, 1, Path.cwd(), True)]
     assert result.out == f"{Path.cwd() / 'export'}\n"
-    assert result.err == "main: 16 of 16 rows\nsft: 1 of 1 steps, loss 0.5000\n"
+    assert result.err.splitlines() == [
+        "rows of main: 16 of 16 rows",
+        "sft: 1 of 1 steps, loss 0.5000",
+        "all stages: 1 of 1 steps",
+    ]
     assert run("train", "smol").code == 0
+
+
+def test_a_terminal_shows_every_stage_what_it_does_and_the_time_left(
+    run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config: Any, root: Path, **show: Any) -> Path:
+        show["on_step"]("decoder", 1, 2, 0.5)
+        show["on_note"]("decoder", "measuring")
+        time.sleep(0.25)  # the screen is drawn ten times a second
+        show["on_note"]("", "stopping")
+        assert "stopping after this step" in screen.getvalue()
+        show["on_step"]("decoder", 2, 2, 0.25)
+        return root / "export"
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("octavo.train.stages.train", train)
+    both = ["stages.decoder.steps=2", "stages.decoder.lr.decoder=1e-3"]
+    assert run("train", recipe, "--set", both[0], "--set", both[1]).code == 0
+    shown = screen.getvalue()
+    for said in ("1 of 2 steps, measuring", "waiting", "all stages", "2 of 5 steps, 0:00:0"):
+        assert said in shown, said
 
 
 def test_a_stopped_run_ends_well_and_says_how_to_continue(

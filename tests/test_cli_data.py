@@ -1,12 +1,11 @@
 """`octavo data prepare`: rows from a recipe, a table of what came of it, and one line of error."""
 
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CHECKPOINT, TEXT, Result
+from conftest import CHECKPOINT, TEXT, Result, Terminal
 
 from octavo.cli import main
 from octavo.data import packing
@@ -126,10 +125,6 @@ def test_what_cannot_work_is_one_line(run: Run, args: list[str], code: int, comp
 
 
 def test_a_terminal_shows_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     screen = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", screen)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import octavo
 from octavo.data.documents import CONTINUAL, Document
 from octavo.data.sources import (
     Library,
@@ -102,6 +103,15 @@ def test_documents_are_taken_evenly_from_the_whole_file(tmp_path: Path, count: i
     assert max(steps) <= 2 * min(steps)
     section = SourceSection(files=["a.jsonl"], max_documents=3)
     assert len(read_source("s", section, DataSection(), tmp_path)) == 3
+
+
+def test_the_rehearsal_needs_no_text_of_yours(tmp_path: Path) -> None:
+    config = RunConfig.load(Path(octavo.__file__).parent / "recipes" / "tiny.toml")
+    train, held_out = read_libraries(config, tmp_path)
+    assert train.has("prose")
+    assert held_out.has("prose")
+    with pytest.raises(TrainingError, match="no file matches 'octavo:nosuch'"):
+        read("octavo:nosuch", tmp_path)
 
 
 def test_brackets_in_a_folder_or_file_name_are_no_pattern(tmp_path: Path) -> None:

@@ -152,6 +152,25 @@ def test_a_signal_in_a_step_finishes_it_and_saves(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_ctrl_c_is_acknowledged_before_the_step_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[tuple[str, str]] = []
+
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+        assert notes.pop() == ("", "stopping")
+
+    in_forward(monkeypatch, 3, interrupt)
+    config = recipe(tmp_path, stages={"adapter": {**ADAPTER, "steps": 3}})
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, on_note=lambda *note: notes.append(note))
+    assert notes == []
+    train(config, tmp_path, resume=True, on_note=lambda *note: notes.append(note))
+    doing = ["measuring", "writing the model", "done"]
+    assert notes == [("adapter", one) for one in doing]
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGTERM)

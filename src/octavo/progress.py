@@ -8,6 +8,10 @@ Progress = Callable[[str, int, int], None]
 OnStep = Callable[[str, int, int, float], None]
 """Called as `on_step(stage, step, steps, loss)` after a step of training."""
 
+OnNote = Callable[[str, str], None]
+"""Called as `on_note(stage, doing)` when a stage turns to what takes time beside steps, and as
+`on_note("", "stopping")` as soon as a run is asked to stop."""
+
 
 def ignore(what: str, done: int, total: int) -> None:
     """Report to nobody."""

@@ -118,7 +118,8 @@ class DataSection:
     root: str = "."
     """Where files start; relative to the folder the run is started from."""
     train: list[str] = field(default_factory=list)
-    """Files or globs: `.txt`, `.jsonl`, `.jsonl.zst`, `.parquet`; one source without a section."""
+    """Files or globs: `.txt`, `.jsonl`, `.jsonl.zst`, `.parquet`; one source without a section.
+    `octavo:blue-carbuncle` is a story in the package."""
     sources: dict[str, SourceSection] = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     """Texts never trained on. Empty: every fiftieth training document is held out."""

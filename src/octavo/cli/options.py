@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,11 +121,11 @@ def hush_bars() -> None:
 
 
 @contextlib.contextmanager
-def bars(lines: int = 0) -> Iterator[Callable[..., None]]:
+def bars(lines: int = 0, listed: Sequence[str] = ()) -> Iterator[Callable[..., None]]:
     """Yield a `Progress` that draws bars on stderr while the block runs, if it is a terminal.
 
     Elsewhere each thing counted gets so many `lines`. It also takes the `unit` counted in, and a
-    `detail` worth showing.
+    `detail` worth showing. What is `listed` is shown from the start to the end, all else in turn.
     """
     if not sys.stderr.isatty():
         yield _Lines(lines)
@@ -139,13 +139,17 @@ def bars(lines: int = 0) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
     )  # fmt: skip
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
+        tasks = {what: progress.add_task(what, total=1, counted="waiting") for what in listed}
+        waiting = set(listed)
 
         def show(what: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
             if what not in tasks:
-                for task in tasks.values():  # one thing at a time: the last one is over
-                    progress.update(task, visible=False)
+                for other, task in tasks.items():  # one thing at a time: the last one is over
+                    progress.update(task, visible=other in listed)
                 tasks[what] = progress.add_task(what, total=total or None, counted="")
+            if what in waiting:
+                waiting.remove(what)
+                progress.reset(tasks[what])  # its time begins now
             counted = _counted(done, total, unit, detail) if unit else ""
             progress.update(
                 tasks[what], completed=done, total=total or None, visible=True, counted=counted

@@ -1,7 +1,12 @@
 """`octavo train`: run a recipe, from a file or from the package."""
 
+import contextlib
 import os
 import shlex
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +18,7 @@ from octavo.errors import TrainingError
 RECIPES = Path(__file__).parent.parent / "recipes"
 _LINES_A_STAGE = 20
 """How often a stage reports where stderr is no terminal."""
+_ALL = "all stages"
 
 
 def train(
@@ -36,17 +42,22 @@ def train(
     chosen = overrides or []
     config = load_recipe(recipe, chosen, "stages.sft.steps=9")
     from octavo.cli.options import bars
+    from octavo.recipe import STAGES
     from octavo.train.loop import Interrupted
     from octavo.train.stages import train as run
 
+    steps = {name: config.stages[name].steps for name in STAGES if name in config.stages}
+    steps = {name: count for name, count in steps.items() if count}
     try:
-        with bars(_LINES_A_STAGE) as show:
+        with bars(_LINES_A_STAGE, [*steps, _ALL]) as show:
+            board = _Board(steps, show)
             export = run(
                 config,
                 Path.cwd(),
                 resume=resume,
-                on_step=lambda *step: show(*step[:3], "steps", f"loss {step[3]:.4f}"),
-                on_rows=lambda *rows: show(*rows, "rows"),
+                on_step=board.step,
+                on_rows=lambda name, *rows: show(f"rows of {name}", *rows, "rows"),
+                on_note=board.note,
             )
     except Interrupted as interrupted:
         if is_first_rank():
@@ -67,6 +78,35 @@ def train(
         ) from None
     if is_first_rank():
         typer.echo(export)
+
+
+class _Board:
+    """Shows how far a run is: a line a stage, and one for all stages with the time that is left."""
+
+    def __init__(self, steps: dict[str, int], show: Callable[..., None]) -> None:
+        self._steps, self._show = steps, show
+        self._done = dict.fromkeys(steps, 0)
+        self._first: tuple[int, float] | None = None
+
+    def step(self, stage: str, step: int, steps: int, loss: float) -> None:
+        """Show a step; the stages before it are over, whether or not they ran now."""
+        names = list(self._steps)
+        self._done |= {name: self._steps[name] for name in names[: names.index(stage)]}
+        self._done[stage] = step
+        done, total, now = sum(self._done.values()), sum(self._steps.values()), time.monotonic()
+        first, began = self._first = self._first or (done, now)
+        seconds = (total - done) * (now - began) / max(1, done - first)
+        left = f"{timedelta(seconds=round(seconds))} left" if seconds else ""
+        self._show(stage, step, steps, "steps", f"loss {loss:.4f}")
+        self._show(_ALL, done, total, "steps", left)
+
+    def note(self, stage: str, doing: str) -> None:
+        """Show what a stage does beside steps; acknowledge Ctrl-C, which arrives anywhere."""
+        if stage:
+            self._show(stage, self._done[stage], self._steps[stage], "steps", doing)
+        else:
+            with contextlib.suppress(RuntimeError):  # it came while stderr was being written
+                sys.stderr.write(f"{doing} after this step; Ctrl-C again stops at once\n")
 
 
 def load_recipe(recipe: str, overrides: list[str], example: str) -> Any:

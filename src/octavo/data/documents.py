@@ -22,6 +22,8 @@ from octavo.records import read_dataset, stream_hub
 
 MIN_CHARS = 200
 """Shorter documents make no prose examples."""
+TEXTS = Path(__file__).parents[1] / "assets" / "texts"
+"""Texts in the package, named `octavo:NAME`: one in the public domain, for rehearsals."""
 CONTINUAL = "NA_string_only"
 """The target of a released row that is one text with spans, not a chat (released data format)."""
 _SPANS = re.compile(f"{re.escape(MEMORY_START)}(.*?){re.escape(MEMORY_END)}", re.DOTALL)
@@ -83,6 +85,8 @@ def read_records(
         yield pattern, map(_document, stream_hub(pattern))
         return
     wanted = root / Path(pattern).expanduser()
+    if pattern.startswith("octavo:"):
+        wanted = TEXTS / f"{pattern.removeprefix('octavo:')}.txt"
     paths = [wanted] if wanted.is_file() else _matches(pattern, root)
     if not paths:
         raise TrainingError(f"no file matches {pattern!r} (looked from {root})")

@@ -134,7 +134,8 @@ class _TooLong:
         )
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Answer that nobody asked to stop; a lambda could not be handed to other processes."""
     return False
 
 
@@ -147,7 +148,7 @@ class ShardMaker:
     prompts: PromptEncoder
     out: Path
     plan: str
-    is_stopped: Callable[[], bool] = _never
+    is_stopped: Callable[[], bool] = never
     """Asked before every example; when true, making a shard ends in KeyboardInterrupt."""
 
     def num_shards(self, name: str) -> int:

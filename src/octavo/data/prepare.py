@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 from octavo.config import Extension
 from octavo.data.builders import BUILDERS
 from octavo.data.examples import Example, ExampleMaker
-from octavo.data.packing import ShardMaker
+from octavo.data.packing import ShardMaker, never
 from octavo.data.rows import (
     FORMAT,
     FORMAT_VERSION,
@@ -65,17 +65,19 @@ def prepare(
     *,
     processes: int = 1,
     on_rows: Progress | None = None,
+    is_stopped: Callable[[], bool] = never,
 ) -> dict[str, Any]:
     """Fill `out` with the rows that a recipe's stages read, and return the manifest.
 
     Relative paths of the recipe start at `root`. Shards that are there already are kept; a folder
-    of rows by another recipe is refused, naming what differs. Raises `TrainingError` before any row
-    is written for texts that cannot make a kind of example, and for a disk too small.
+    of rows by another recipe is refused, naming what differs. One process asks `is_stopped` before
+    every example, and raises KeyboardInterrupt when it is true. Raises `TrainingError` before any
+    row is written for texts that cannot make a kind of example, and for a disk too small.
     """
     train, held_out = read_libraries(config, root)
     plan = _plan(config, prompts, fingerprint(train, held_out))
     _begin(out, plan)
-    maker = ShardMaker(config, train, prompts, out, _fingerprint(plan))
+    maker = ShardMaker(config, train, prompts, out, _fingerprint(plan), is_stopped)
     with contextlib.suppress(TrainingError):
         manifest = read_manifest(out)
         if manifest["plan"] == maker.plan and _is_whole(out, manifest):
@@ -325,7 +327,7 @@ def _make_all(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(maker, stop)
     )
     try:
-        with _deaf_to_ctrl_c():  # the first task starts the processes, which inherit it
+        with _ctrl_c_blocked():  # the first task starts the processes, which inherit it
             futures = {pool.submit(_make, *task): task for task in tasks}
         for future in as_completed(futures):
             note(futures[future], future.result())
@@ -341,8 +343,8 @@ def _make_all(
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Put Ctrl-C off until the block ends; processes started in it leave it to this one, always."""
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Put Ctrl-C off until the block ends; processes started in it always leave it to this one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

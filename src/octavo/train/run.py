@@ -32,7 +32,7 @@ from octavo.data.rows import MANIFEST, Rows, read_held_out
 from octavo.errors import TrainingError
 from octavo.files import write_text
 from octavo.nn import LCLM
-from octavo.progress import Progress
+from octavo.progress import OnNote, Progress
 from octavo.recipe import STAGES, RunConfig
 from octavo.train import parallel
 from octavo.train.groups import set_trainable
@@ -51,9 +51,11 @@ COPIES = 3 * 2
 class Run:
     """One run of a recipe in its output folder."""
 
-    def __init__(self, config: RunConfig, root: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, root: Path, device: torch.device, stop: Stop, note: OnNote
+    ) -> None:
         """Make the output folder. `check` and then `open_rows` come next."""
-        self.config, self.root, self.device = config, root, device
+        self.config, self.root, self.device, self.stop, self.note = config, root, device, stop, note
         self.out = root / Path(config.output).expanduser()
         self.rows: dict[str, Rows] = {}
         self.held_out: dict[str, list[Example]] = {}
@@ -64,31 +66,28 @@ class Run:
             self.out / "log.jsonl", tensorboard=config.tensorboard and parallel.is_main()
         )
 
-    def open_rows(self, stop: Stop, on_rows: Progress | None = None) -> None:
+    def open_rows(self, on_rows: Progress | None = None) -> None:
         """Open the rows, prepared first where they are missing.
 
         Raises `Interrupted` when asked to stop; the shards that are whole are kept.
         """
         config, prompts = self.config, open_prompts(self.config, self.root)
         folder = self.out / "rows"
-        is_stopped = False
-
-        def note(mixture: str, rows: int, of: int) -> None:
-            if on_rows is not None:
-                on_rows(mixture, rows, of)
-            if stop.is_asked:
-                raise Interrupted("preparing rows")
-
         if config.data.rows is not None:
             folder = self.root / Path(config.data.rows).expanduser()
         elif parallel.any_over_ranks(not (self.log.path.exists() and (folder / MANIFEST).exists())):
             # A run that has begun keeps its rows: later stages may change, and texts may be gone.
+            is_stopped = False
             with parallel.on_main("preparing rows") as is_main:
-                if is_main:
-                    try:
-                        prepare(config, self.root, folder, prompts, on_rows=note)
-                    except Interrupted:
-                        is_stopped = True
+                try:
+                    if is_main:
+                        prepare(
+                            *(config, self.root, folder, prompts),
+                            on_rows=on_rows,
+                            is_stopped=lambda: self.stop.is_asked,
+                        )
+                except KeyboardInterrupt:
+                    is_stopped = True
             if parallel.any_over_ranks(is_stopped):
                 raise Interrupted("preparing rows")
         self.rows = {name: Rows(folder, name) for name in mixtures_of(config)}
@@ -248,7 +247,7 @@ class Run:
 
     # -- stages ----------------------------------------------------------------------------------
 
-    def stage(self, name: str, before: Path | None, stop: Stop) -> Stage:
+    def stage(self, name: str, before: Path | None) -> Stage:
         """Return a stage ready to run, on the weights of the export before it."""
         config = self.config
         lclm = self.assemble(before).lclm
@@ -272,9 +271,9 @@ class Run:
             self.out / name,
             self.log,
             first_row=_first_row(config, name),
-            measure=self.measure,
+            measure=lambda lclm: self.measure(name, lclm),
             export=lambda stage, folder: self.export(stage, before, folder),
-            stop=stop,
+            stop=self.stop,
         )
 
     def _attention(self) -> str:
@@ -282,8 +281,9 @@ class Run:
             return self.config.attention
         return "eager" if self.device.type == "cpu" else "sdpa"
 
-    def measure(self, lclm: LCLM) -> dict[str, Any]:
-        """Measure every kind of held-out example at every ratio."""
+    def measure(self, name: str, lclm: LCLM) -> dict[str, Any]:
+        """Measure every kind of held-out example at every ratio, in the stage `name`."""
+        self.note(name, "measuring")
         baselines: dict[str, Baselines] = {kind: {} for kind in self.held_out}
         with autocast(self.config.precision, self.device):
             return {
@@ -294,6 +294,7 @@ class Run:
 
     def export(self, stage: Stage, before: Path | None, folder: Path) -> None:
         """Write the model as the stage has it now; a collective."""
+        self.note(stage.name, "writing the model")
         trained = {name: parallel.whole(p) for name, p in stage.named.items()}
         with parallel.on_main(f"writing {folder}") as is_main:
             if is_main:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
@@ -11,9 +12,9 @@ class Stop:
     The first signal asks; a second SIGINT interrupts at once, saving nothing more.
     """
 
-    def __init__(self) -> None:
-        """Start with nobody asking."""
-        self.is_asked = False
+    def __init__(self, on_ask: Callable[[], None] = lambda: None) -> None:
+        """Start with nobody asking; `on_ask` is called, in the signal's handler, by the first."""
+        self.is_asked, self._on_ask = False, on_ask
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
@@ -35,4 +36,6 @@ class Stop:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.is_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.is_asked = True
+        if not self.is_asked:
+            self.is_asked = True
+            self._on_ask()

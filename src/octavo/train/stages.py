@@ -18,7 +18,7 @@ import torch
 from octavo.config import read_json
 from octavo.errors import TrainingError
 from octavo.machine import find_device, has_bf16
-from octavo.progress import OnStep, Progress
+from octavo.progress import OnNote, OnStep, Progress
 from octavo.recipe import STAGES, RunConfig
 from octavo.settings import refuse_change
 from octavo.train import parallel
@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     on_step: OnStep | None = None,
     on_rows: Progress | None = None,
+    on_note: OnNote | None = None,
 ) -> Path:
     """Run every stage of a recipe and return the folder of the last export.
 
@@ -49,12 +50,16 @@ def train(
     for bit on as many ranks as before; without it, a folder that already holds a run is refused.
     """
     config.check()
-    with Stop() as stop, parallel.process_group(find_device(config.device)) as device:
+    note = on_note if on_note and os.environ.get("RANK", "0") == "0" else lambda stage, doing: None
+    with (
+        Stop(lambda: note("", "stopping")) as stop,
+        parallel.process_group(find_device(config.device)) as device,
+    ):
         if config.precision == "auto":
             config = dataclasses.replace(config, precision="bf16" if has_bf16(device) else "fp32")
         if not parallel.is_main():
             on_step = on_rows = None
-        return _train(config, root, device, resume, stop, on_step, on_rows)
+        return _train(config, root, device, resume, stop, on_step, on_rows, note)
 
 
 def _train(
@@ -65,6 +70,7 @@ def _train(
     stop: Stop,
     on_step: OnStep | None,
     on_rows: Progress | None,
+    note: OnNote,
 ) -> Path:
     out = root / Path(config.output).expanduser()
     names = [name for name in STAGES if name in config.stages and config.stages[name].steps]
@@ -81,9 +87,9 @@ def _train(
     todo = names[names.index(finished[-1]) + 1 :] if finished else names
     if not todo:
         return out / finished[-1] / "export"
-    run = Run(config, root, device)
+    run = Run(config, root, device, stop, note)
     run.check(todo)  # before the rows, which may take hours
-    run.open_rows(stop, on_rows)
+    run.open_rows(on_rows)
     if before and before.get("texts") != run.texts:
         raise TrainingError(
             f"the rows are not those that the run in {out} began with; bring them back, or choose "
@@ -94,16 +100,14 @@ def _train(
             run.describe()
     export = out / finished[-1] / "export" if finished else None
     for name in todo:
-        export = _stage(run, name, export, resume, stop, on_step)
+        export = _stage(run, name, export, resume, on_step)
     assert export is not None
     return export
 
 
-def _stage(
-    run: Run, name: str, before: Path | None, resume: bool, stop: Stop, on_step: OnStep | None
-) -> Path:
+def _stage(run: Run, name: str, before: Path | None, resume: bool, on_step: OnStep | None) -> Path:
     """Train one stage and export it; return the export."""
-    stage, steps = run.stage(name, before, stop), run.config.stages[name].steps
+    stage, steps = run.stage(name, before), run.config.stages[name].steps
     is_resumed = resume and stage.resume()
     with parallel.on_main("rewinding the log") as is_main:
         if is_main and resume:
@@ -114,6 +118,7 @@ def _stage(
     stage.run(on_step and (lambda step, loss: on_step(name, step, steps, loss)))
     export = run.out / name / "export"
     run.export(stage, before, export)
+    run.note(name, "done")
     if parallel.is_main():
         run.log({"stage": name, "step": steps, "exported": os.fspath(export)})
     return export
