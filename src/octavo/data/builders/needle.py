@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 
 from octavo.data.builders.qa import Question, dialogue
 from octavo.data.builders.text import hide, log_uniform, num_tokens
-from octavo.data.builders.words import different, keys, listed
+from octavo.data.builders.words import PHRASES, different, keys, listed
 from octavo.data.examples import Example, ExampleMaker
 from octavo.data.sources import Library
 from octavo.recipe import MixtureSection
 
+SAY = PHRASES["needle"]
 LISTS = 0.25
 """How often the text is a list of keys and values, without prose."""
 MAX_FACTS = 6
@@ -30,50 +31,6 @@ MAX_ENTRIES = 400
 SAMPLE = 8
 """Entries measured to learn how long one is."""
 
-ATTRIBUTES = (
-    *("locker code", "call sign", "booking reference", "passphrase", "catalogue mark"),
-    *("luggage tag", "door code", "ticket", "account label", "serial", "entry word", "badge"),
-    *("file name", "storage slot", "callback number", "order reference", "safe combination"),
-    *("membership id", "tracking code", "seal", "signal", "lot", "wifi password", "docket"),
-)
-FACTS = (
-    "The {attribute} of {key} is {value}.",
-    "The {attribute} for {key} is {value}.",
-    "For {key}, the {attribute} reads {value}.",
-    "Note that {key} has the {attribute} {value}.",
-    "Someone wrote down {value} as the {attribute} of {key}.",
-    "({key}, {attribute}: {value}.)",
-    "As agreed, {value} serves as the {attribute} of {key}.",
-    "{key} was given the {attribute} {value}.",
-    "Under {key} one finds the {attribute} {value}.",
-    "Reminder: {attribute} of {key} = {value}.",
-    "By the way, {key} goes by the {attribute} {value}.",
-    "Whoever asks for the {attribute} of {key} is told {value}.",
-    "The register lists {value} as the {attribute} for {key}.",
-    "It was {value} that they chose as the {attribute} of {key}.",
-)
-QUESTIONS = (
-    "What is the {attribute} of {key}?",
-    "What is the {attribute} for {key}?",
-    "Which {attribute} does {key} have?",
-    "Tell me the {attribute} of {key}.",
-    "{key}: what {attribute} is given?",
-    "Find the {attribute} of {key} in the text.",
-    "I am looking for the {attribute} that belongs to {key}.",
-    "What does the text give as the {attribute} of {key}?",
-    "Do you recall the {attribute} of {key}?",
-    "Please look up the {attribute} for {key}.",
-    "Which {attribute} was noted for {key}?",
-    "State the {attribute} of {key}.",
-    "And the {attribute} of {key}?",
-)
-ANSWERS = (
-    "The {attribute} of {key} is {value}.",
-    "It is {value}.",
-    "According to the text, the {attribute} of {key} is {value}.",
-    "{key} has the {attribute} {value}.",
-    "That would be {value}.",
-)
 LINES: tuple[Callable[[str, str], str], ...] = (
     lambda key, value: f"{key}: {value}",
     lambda key, value: f"{key} = {value}",
@@ -82,16 +39,6 @@ LINES: tuple[Callable[[str, str], str], ...] = (
     lambda key, value: f"{key} | {value}",
     lambda key, value: f"{json.dumps(key)}: {json.dumps(value)},",
     lambda key, value: json.dumps({"key": key, "value": value}),
-)
-LOOKUPS = (
-    "What is the value of {key}?",
-    "What belongs to {key}?",
-    "Look up {key}.",
-    "{key}?",
-    "Which value stands next to {key}?",
-    "Give the entry for {key}.",
-    "What does the list say for {key}?",
-    "Find {key} and tell me its value.",
 )
 
 Fact = tuple[str, str, str]
@@ -108,13 +55,13 @@ def build(
     count = rng.randint(1, MAX_FACTS)
     names = keys(rng, count)
     values = different(rng, count)
-    shared = rng.choice(ATTRIBUTES)
+    shared = rng.choice(SAY["attributes"])
     attributes = [
-        shared if rng.random() < SAME_ATTRIBUTE else rng.choice(ATTRIBUTES) for _ in names
+        shared if rng.random() < SAME_ATTRIBUTE else rng.choice(SAY["attributes"]) for _ in names
     ]
     facts = list(zip(attributes, names, values, strict=True))
     sentences = [
-        rng.choice(FACTS).format(attribute=attribute, key=name, value=said)
+        rng.choice(SAY["facts"]).format(attribute=attribute, key=name, value=said)
         for attribute, name, said in facts
     ]
     bounds = mixture.context_tokens
@@ -137,9 +84,9 @@ def _questions(rng: random.Random, facts: Sequence[Fact], most: int) -> list[Que
 
 
 def _one(rng: random.Random, attribute: str, key: str, said: str) -> Question:
-    question = rng.choice(QUESTIONS).format(attribute=attribute, key=key)
+    question = rng.choice(SAY["questions"]).format(attribute=attribute, key=key)
     if rng.random() < SENTENCES:
-        return question, rng.choice(ANSWERS).format(attribute=attribute, key=key, value=said)
+        return question, rng.choice(SAY["answers"]).format(attribute=attribute, key=key, value=said)
     return question, said
 
 
@@ -161,6 +108,6 @@ def _from_list(rng: random.Random, maker: ExampleMaker, mixture: MixtureSection)
     if num_tokens(maker.prompts, context) > mixture.context_tokens[1]:
         return None
     asked = rng.sample(range(count), rng.randint(1, min(mixture.max_questions, count)))
-    lookup = rng.choice(LOOKUPS)
+    lookup = rng.choice(SAY["lookups"])
     questions = [(lookup.format(key=names[i]), values[i]) for i in asked]
     return dialogue(rng, maker, "needle", context, questions, "needle:list")

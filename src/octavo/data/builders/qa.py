@@ -8,32 +8,18 @@ times. The rule is our own; question-answer records are a part of the paper's fi
 import random
 
 from octavo.data.builders.text import num_tokens
+from octavo.data.builders.words import PHRASES
 from octavo.data.examples import Example, ExampleMaker
 from octavo.data.sources import Asked, Library
 from octavo.recipe import MixtureSection
 
+SAY = PHRASES["qa"]
 JOINED = 0.5
 """How often a short text is joined with others."""
 MAX_JOINED = 12
 HINTS = 0.3
 """How often a question with a short answer says that a short one is wanted."""
 SHORT_WORDS = 5
-LABELS = ("Text", "Passage", "Document", "Section", "Note", "Excerpt")
-ABOUT = (
-    "About {name}: {question}",
-    "According to {name}: {question}",
-    "{question} (see {name})",
-    "In {name}: {question}",
-    "{name}. {question}",
-)
-BRIEFLY = (
-    "Answer briefly.",
-    "Reply with the answer only.",
-    "Just the answer, please.",
-    "A few words will do.",
-    "Give a short answer.",
-    "No explanation needed.",
-)
 
 Question = tuple[str, str]
 
@@ -72,7 +58,7 @@ def dialogue(
     messages: list[dict[str, object]] = []
     for question, answer in questions:
         if len(answer.split()) <= SHORT_WORDS and rng.random() < HINTS:
-            question = f"{question} {rng.choice(BRIEFLY)}"
+            question = f"{question} {rng.choice(SAY['briefly'])}"
         parts = [{"type": "memory", "text": context}, {"type": "text", "text": f"\n\n{question}"}]
         messages += [
             {"role": "user", "content": question if messages else parts},
@@ -103,7 +89,7 @@ def _joined(
             chosen.append(other)
             total += length
     rng.shuffle(chosen)
-    label, about = rng.choice(LABELS), rng.choice(ABOUT)
+    label, about = rng.choice(SAY["labels"]), rng.choice(SAY["about"])
     texts, questions = [], []
     for number, item in enumerate(chosen, 1):
         name = f"{label} {number}"

@@ -4,47 +4,19 @@ What is made up cannot be guessed: an answer that holds it must have come throug
 """
 
 import random
+import tomllib
 import uuid
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-ADJECTIVES = """
-    able amber ancient autumn awkward bitter bold brass brave brief bright brisk broad
-    broken bronze busy calm careful cheap chilly clean clear clever cloudy coarse cold
-    copper crisp crooked curious damp dark deep dusty eager early earnest eastern easy empty
-    faint fair faithful familiar famous fancy fierce firm flat foggy fond fragile fresh
-    frosty gentle giant glad glossy golden grand grave green grey handy happy harsh hasty
-    heavy hidden hollow honest humble icy idle inner ivory jolly keen kind large late lazy
-    level light little lively lonely long loose loud lucky mellow mild misty modest muddy
-    narrow neat nimble noble northern odd old open outer pale patient plain polite proud
-    purple quick quiet rapid rare ready restless rough round rusty salty scarlet secret
-    shallow sharp shy silent silver simple sleepy slender slow small smooth sober soft solid
-    southern spare steady steep still stormy striped strong sturdy sudden sunny sweet swift
-    tall tame tender thick thin tidy timid tiny upper vast velvet warm weary western wet
-    whole wide wild windy wise wooden woollen yellow young
-""".split()
-"""Everyday adjectives."""
-NOUNS = """
-    acorn anchor anvil apron arrow atlas badge bakery balcony barn barrel basket beacon
-    beetle bell bench blanket boat bonnet bottle bowl bridge broom brush bucket button cabin
-    cactus candle canoe canvas carpet cart castle cellar chain chair chalk cherry chimney
-    cinema clock cloud clover coat collar comb compass cottage cradle crane cricket crown
-    cupboard curtain dairy daisy desk dolphin door dragon drawer dress drum eagle easel
-    elbow engine falcon farm feather fence ferry fiddle field finger fisherman flag flute
-    forest fork fountain fox garden gate ginger glacier glove goose grape guitar hammer
-    hammock harbour harp hazel helmet heron hill hinge honey hook horse island jacket jar
-    jewel jungle kettle key kitchen kite ladder lake lamp lantern leaf lemon library
-    lighthouse lily lobster locket maple marble market meadow melon mill mirror mitten
-    monkey mountain mustard nail napkin needle nest nettle notebook oak oar ocean olive
-    onion orchard otter oven owl oyster paddle palace parcel parrot path pear pebble pencil
-    pepper piano pigeon pillow pine plate plough plum pocket pony porch potato puddle pump
-    quill rabbit raft rail raven ribbon river robin rocket roof rope rose saddle sail salmon
-    sandal saucer scarf school seal shed shell ship shovel shutter sleeve slipper snail soap
-    sparrow spoon spring stable stairs stamp station stone stove stream sugar swan table
-    tailor teapot temple thimble thistle ticket tiger timber toad torch tower trumpet tulip
-    tunnel turnip turtle umbrella valley vase village violin wagon walnut watch water weaver
-    wheat wheel whistle willow window wing wolf wool yard zebra
-""".split()
-"""Everyday nouns."""
+PHRASES: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8")
+)
+"""What each builder says, by its name."""
+ADJECTIVES: list[str] = PHRASES["words"]["adjectives"].split()
+NOUNS: list[str] = PHRASES["words"]["nouns"].split()
+
 
 _HEADS = "b br c d dr f g gr h j k l m n p r s st t th tr v w z".split()
 _VOWELS = "a e i o u ai ea ia io ou".split()
