@@ -7,13 +7,11 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, get_args
 
 from octavo.data.documents import Document, Use, read_records
 from octavo.errors import TrainingError
 from octavo.recipe import DataSection, RunConfig, SourceSection
-
-Drawn = TypeVar("Drawn")
 
 
 class Asked(NamedTuple):
@@ -36,12 +34,13 @@ class Library:
         """Sort documents by what they can serve as; a source without a weight counts its own."""
         self.sources = {name: list(sources[name]) for name in sorted(sources)}
         self.weights = dict(weights or {})
-        self._prose = self._documents("prose")
-        self._chats = self._documents("chats")
-        self._pairs = self._documents("pairs")
-        self._asked = {
-            name: _asked(documents) for name, documents in self._documents("questions").items()
-        }
+        self._of: dict[Use, dict[str, list[Any]]] = {use: {} for use in get_args(Use)}
+        for name, documents in self.sources.items():
+            for document in documents:
+                if document.use is not None:
+                    self._of[document.use].setdefault(name, []).append(document)
+        asked = self._of["questions"]
+        asked.update({name: _asked(documents) for name, documents in asked.items()})
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -49,49 +48,35 @@ class Library:
 
     def has(self, use: Use) -> bool:
         """Whether anything of that use can be drawn."""
-        return any(self._weight(name, items) > 0 for name, items in self._of(use).items())
+        return any(weight > 0 for weight in self._weights(use))
 
     def prose(self, rng: random.Random) -> Document:
         """Draw a text of more than `MIN_CHARS` characters."""
-        return self._draw(rng, self._prose)
+        document: Document = self._draw(rng, "prose")
+        return document
 
     def questions(self, rng: random.Random) -> Asked:
         """Draw a text with everything that is asked about it."""
-        return self._draw(rng, self._asked)
+        asked: Asked = self._draw(rng, "questions")
+        return asked
 
     def chats(self, rng: random.Random) -> Document:
         """Draw a chat."""
-        return self._draw(rng, self._chats)
+        document: Document = self._draw(rng, "chats")
+        return document
 
     def pairs(self, rng: random.Random) -> Document:
         """Draw a prompt with its target."""
-        return self._draw(rng, self._pairs)
+        document: Document = self._draw(rng, "pairs")
+        return document
 
-    def fingerprint(self) -> str:
-        """Identify the contents: a resumed run must go on with the same."""
-        return fingerprint(self)
+    def _weights(self, use: Use) -> list[float]:
+        given = {name: self.weights.get(name) for name in self._of[use]}
+        return [len(self._of[use][n]) if w is None else w for n, w in given.items()]
 
-    def _of(self, use: Use) -> Mapping[str, Sequence[Any]]:
-        of: dict[str, Mapping[str, Sequence[Any]]] = {
-            "prose": self._prose,
-            "questions": self._asked,
-            "chats": self._chats,
-            "pairs": self._pairs,
-        }
-        return of[use]
-
-    def _documents(self, use: Use) -> dict[str, list[Document]]:
-        kept = {name: [d for d in ds if d.use == use] for name, ds in self.sources.items()}
-        return {name: documents for name, documents in kept.items() if documents}
-
-    def _weight(self, name: str, items: Sequence[Any]) -> float:
-        weight = self.weights.get(name)
-        return len(items) if weight is None else weight
-
-    def _draw(self, rng: random.Random, of: Mapping[str, Sequence[Drawn]]) -> Drawn:
-        weights = [self._weight(name, items) for name, items in of.items()]
-        name = rng.choices(list(of), weights)[0]
-        return rng.choice(of[name])
+    def _draw(self, rng: random.Random, use: Use) -> Any:
+        name = rng.choices(list(self._of[use]), self._weights(use))[0]
+        return rng.choice(self._of[use][name])
 
 
 def _asked(documents: Sequence[Document]) -> list[Asked]:
@@ -148,23 +133,15 @@ def split_held_out(library: Library) -> tuple[Library, Library]:
         name, document = lone
         cut = len(document.text) * 19 // 20
         parts = (document.text[:cut], document.text[cut:])
-        train, held_out = (
-            Library({name: [replace(document, text=text)]}, library.weights) for text in parts
-        )
-        return train, held_out
+        first, last = ([replace(document, text=text)] for text in parts)
+        return Library({name: first}, library.weights), Library({name: last}, library.weights)
     step = min(50, len(keys))
     aside = {key for i, key in enumerate(keys) if i % step == step - 1}
-    train, held_out = (
-        Library(
-            {
-                name: [d for d in documents if (d.key in aside) is is_aside]
-                for name, documents in library.sources.items()
-            },
-            library.weights,
-        )
-        for is_aside in (False, True)
-    )
-    return train, held_out
+    train, held_out = dict[str, list[Document]](), dict[str, list[Document]]()
+    for name, documents in library.sources.items():
+        train[name] = [d for d in documents if d.key not in aside]
+        held_out[name] = [d for d in documents if d.key in aside]
+    return Library(train, library.weights), Library(held_out, library.weights)
 
 
 def _lone_text(library: Library) -> tuple[str, Document] | None:

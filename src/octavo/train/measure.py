@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from octavo.data.examples import IGNORED, Example
+from octavo.data.examples import Example
+from octavo.data.rows import Row
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
-from octavo.train.batch import lay_out
+from octavo.train.batch import collate
 
 View = Literal["latents", "raw", "none", "shuffled"]
 VIEWS: tuple[View, ...] = ("latents", "raw", "none", "shuffled")
@@ -94,14 +94,19 @@ def _tally(
     """Score every example in one view; examples of like length share a forward pass."""
     if view == "shuffled":
         examples = shuffled(examples)
-    rows = [_row(example, view, ratio, model.memory_token_id) for example in examples]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+    slot_id = model.memory_token_id
+    rows = [Row("", ratio, [_seen(example, view, slot_id)]) for example in examples]
+    lengths = [row.examples[0].length(ratio) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     device = next(model.adapter.parameters()).device
     found: dict[int, Tally] = {}
     for first in range(0, len(order), batch):
         members = order[first : first + batch]
-        inputs = _batch([rows[index] for index in members], ratio)
-        scores = model.score(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        longest = lengths[members[-1]]
+        read = collate([rows[i] for i in members], row_tokens=longest, slot_id=slot_id)
+        inputs = read.inputs(device)
+        del inputs["position_ids_BT"]  # one example a row: nothing is packed
+        scores = model.score(**inputs)
         loss_P, is_hit_P, row_P = (tensor.cpu() for tensor in scores)
         for place, index in enumerate(members):
             is_its = row_P == place
@@ -115,12 +120,10 @@ def _tally(
     return [found[index] for index in range(len(rows))]
 
 
-def _row(
-    example: Example, view: View, ratio: int, slot_id: int
-) -> tuple[list[int], list[int], list[list[int]]]:
-    """Return ids, labels and spans, with each slot expanded, replaced by raw text, or left out."""
+def _seen(example: Example, view: View, slot_id: int) -> Example:
+    """Return an example as a view reads it: each slot kept, replaced by raw text, or left out."""
     if view in ("latents", "shuffled"):
-        return *lay_out(example, ratio, slot_id), example.spans
+        return example
     if view == "raw" and len(example.raw_spans) != len(example.spans):
         raise TrainingError(
             f"the example from {example.origin} lacks the raw text of its spans; prepare held-out "
@@ -128,36 +131,14 @@ def _row(
         )
     raw_spans = iter(example.raw_spans)
     ids: list[int] = []
-    labels: list[int] = []
-    for token, is_scored in zip(example.ids, example.is_scored, strict=True):
-        if token != slot_id:
-            ids.append(token)
-            labels.append(token if is_scored else IGNORED)
-        elif view == "raw":
-            raw = next(raw_spans)
-            ids += raw
-            labels += [IGNORED] * len(raw)
-    return ids, labels, []
-
-
-def _batch(
-    rows: Sequence[tuple[list[int], list[int], list[list[int]]]], ratio: int
-) -> dict[str, Tensor]:
-    """Return what `LCLM.score` takes: one example a row, padded on the right."""
-    spans = [torch.tensor(span) for _, _, row_spans in rows for span in row_spans]
-    padded: dict[str, Tensor] = {
-        "input_ids_BT": _pad([ids for ids, _, _ in rows], 0),
-        "labels_BT": _pad([labels for _, labels, _ in rows], IGNORED),
-    }
-    if spans:
-        padded["memory_ids_ML"] = pad_sequence(spans, batch_first=True)
-        padded["memory_lengths_M"] = torch.tensor([len(span) for span in spans])
-        padded["memory_ratios_M"] = torch.full((len(spans),), ratio)
-    return padded
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    is_scored: list[bool] = []
+    for token, is_its in zip(example.ids, example.is_scored, strict=True):
+        tokens = [token]
+        if token == slot_id:
+            tokens = next(raw_spans) if view == "raw" else []
+        ids += tokens
+        is_scored += [is_its] * len(tokens)
+    return replace(example, ids=ids, is_scored=is_scored, spans=[])
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:
