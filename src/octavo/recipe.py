@@ -7,6 +7,7 @@ keys with the nearest known one, and values of the wrong type, before any step i
 import dataclasses
 import difflib
 import functools
+import math
 import tomllib
 import types
 import typing
@@ -163,25 +164,21 @@ class StageSection:
         if self.steps and not self.lr:
             raise TrainingError(f"{where} has steps but no lr: nothing would be trained")
         for group, rate in self.lr.items():
-            if not 0 <= rate < float("inf"):
-                raise TrainingError(f"{where}.lr.{group} is {rate}, expected at least 0")
+            _expect(0 <= rate < math.inf, f"{where}.lr.{group}", rate, "at least 0")
         if unused := sorted(self.weight_decay.keys() - self.lr.keys()):
             raise TrainingError(
                 f"{where}.weight_decay names {unused[0]!r}, which has no lr; drop it or add the lr"
             )
-        if (
-            "memory_rows" in self.weight_decay
-        ):  # it would move the rows that are to stay as they are
+        if "memory_rows" in self.weight_decay:  # decay would move all other rows too
             raise TrainingError(
                 f"{where}.weight_decay names memory_rows; these never decay: drop it"
             )
         for group, pair in self.betas.items():
-            if len(pair) != 2 or not all(0 <= beta < 1 for beta in pair):
-                raise TrainingError(f"{where}.betas.{group} is {pair}, expected two in [0, 1)")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise TrainingError(f"{where}.min_lr_ratio is {self.min_lr_ratio}, expected 0 to 1")
-        if self.steps < 0 or self.warmup_steps < 0:
-            raise TrainingError(f"{where} has less than no steps or warmup_steps; give 0 or more")
+            is_right = len(pair) == 2 and all(0 <= beta < 1 for beta in pair)
+            _expect(is_right, f"{where}.betas.{group}", pair, "two in [0, 1)")
+        ratio, fewest = self.min_lr_ratio, min(self.steps, self.warmup_steps)
+        _expect(0 <= ratio <= 1, f"{where}.min_lr_ratio", ratio, "0 to 1")
+        _expect(fewest >= 0, f"the fewer of {where}.steps and warmup_steps", fewest, "0 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -272,10 +269,8 @@ class RunConfig:
         for name, source in data.sources.items():
             if not source.files:
                 raise TrainingError(f"data.sources.{name} has no files; name at least one")
-            if source.weight is not None and not 0 <= source.weight < float("inf"):
-                raise TrainingError(
-                    f"data.sources.{name}.weight is {source.weight}, expected at least 0"
-                )
+            weight = source.weight or 0
+            _expect(0 <= weight < math.inf, f"data.sources.{name}.weight", weight, "at least 0")
         for name in sorted({s.mixture for s in self.stages.values() if s.steps}):
             if name != "main" and name not in data.mixtures:
                 known = ["main", *data.mixtures]
@@ -288,20 +283,18 @@ class RunConfig:
             if kind not in KINDS:
                 raise TrainingError(f"{where} names the kind {kind!r}{did_you_mean(kind, KINDS)}")
         for kind, weight in mixture.weights.items():
-            if not 0 <= weight < float("inf"):
-                raise TrainingError(f"{where}.weights.{kind} is {weight}, expected at least 0")
+            _expect(0 <= weight < math.inf, f"{where}.weights.{kind}", weight, "at least 0")
         if not any(mixture.weights.values()):
             raise TrainingError(f"{where}.weights are all zero; give one kind a positive weight")
-        if any(cap < 0 for cap in mixture.caps.values()):
-            raise TrainingError(f"{where}.caps has a number below 0")
+        for kind, cap in mixture.caps.items():
+            _expect(cap >= 0, f"{where}.caps.{kind}", cap, "0 or more")
         for name in ("copy_tokens", "document_tokens", "context_tokens"):
             lengths = getattr(mixture, name)
-            if len(lengths) != 2 or not 1 <= lengths[0] <= lengths[1]:
-                raise TrainingError(f"{where}.{name} is {lengths}, expected [shortest, longest]")
-        if mixture.min_segment_tokens < 1 or mixture.max_questions < 1:
-            raise TrainingError(
-                f"{where}: min_segment_tokens and max_questions are expected to be at least 1"
-            )
+            is_right = len(lengths) == 2 and 1 <= lengths[0] <= lengths[1]
+            _expect(is_right, f"{where}.{name}", lengths, "[shortest, longest]")
+        for name in ("min_segment_tokens", "max_questions"):
+            value = getattr(mixture, name)
+            _expect(value >= 1, f"{where}.{name}", value, "at least 1")
         for ratio, weight in mixture.ratios.items():
             if ratio not in map(str, self.served_ratios()) or not weight >= 0:
                 raise TrainingError(
@@ -332,11 +325,10 @@ class RunConfig:
     def _check_numbers(self) -> None:
         """Refuse numbers too small to mean anything, naming the key."""
         for where, least in _LEAST.items():
-            value = functools.reduce(getattr, where.split("."), self)
-            if isinstance(value, int | float) and not value >= least:
-                raise TrainingError(f"{where} is {value}, expected at least {least}")
-        if not self.max_grad_norm > 0:
-            raise TrainingError(f"max_grad_norm is {self.max_grad_norm}, expected more than 0")
+            value: Any = functools.reduce(getattr, where.split("."), self)
+            is_right = value is None or value >= least
+            _expect(is_right, where, value, f"at least {least}")
+        _expect(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "more than 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included."""
@@ -390,6 +382,11 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, wanted) or (isinstance(values, bool) and wanted is not bool):
         raise TrainingError(f"{where} is {values!r}, expected {wanted.__name__}")
     return values
+
+
+def _expect(is_right: bool, where: str, value: object, expected: str) -> None:
+    if not is_right:
+        raise TrainingError(f"{where} is {value}, expected {expected}")
 
 
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
