@@ -126,6 +126,11 @@ def test_brackets_in_a_folder_or_file_name_are_no_pattern(tmp_path: Path) -> Non
     ("name", "content", "says"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2, is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "line 2, is not JSON"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1, is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 200_000, "line 2, is not JSON"),
+        ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "line 1, is not JSON"),
+        ("a.json", b'{"text": "\xff"}', "a.json is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', "holds no text"),
         ("a.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}\n', "holds no text"),
         ("a.jsonl", b'{"messages": [{"role": "bot", "content": "x"}]}\n', "holds no text"),
@@ -159,6 +164,24 @@ def test_a_missing_package_is_named_with_its_cure(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtraError, match=rf"{package}.*pip install"):
         read(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answers", "read"),
+    [
+        (["Rain", 3, " "], ("Rain",)),
+        ("Rain", ("Rain",)),
+        ({"text": ["Rain"], "answer_start": [3]}, ("Rain",)),  # as SQuAD has them on the hub
+        (5, ()),
+        (True, ()),
+        ({"start": 3}, ()),
+    ],
+)
+def test_answers_of_every_shape_are_read_or_left_out(
+    tmp_path: Path, answers: Any, read: tuple[str, ...]
+) -> None:
+    row = {"context": "It rains.", "question": "What?", "answers": answers}
+    assert record(tmp_path, row).answers == read
 
 
 def test_records_of_every_form_are_told_apart(tmp_path: Path) -> None:

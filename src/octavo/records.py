@@ -1,12 +1,13 @@
 """Read the records of a file, plain or compressed, or stream them from a hub dataset.
 
-Formats: .jsonl and .json (a list, or an object), each also as .zst, and .parquet. A record is
-whatever JSON holds; what it means is for the reader's caller to say.
+Formats: .jsonl and .json (a list, or an object), each also as .zst, .parquet, and .txt, which is
+one record, `{"text": …}`. A record is whatever JSON holds; what it means is for the caller to say.
 """
 
 import importlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from octavo.errors import InputError, MissingExtraError, OctavoError
 
 _WINDOW_BYTES = 2**31
 """How far back a .zst may refer: `zstd --long=31` writes such files, and decoders refuse them."""
+_LATER = "surrogateescape"
+"""How bytes that are no UTF-8 are read: as half pairs, refused with the line they stand in."""
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def read_dataset(path: Path) -> Iterator[Any]:
@@ -25,7 +29,9 @@ def read_dataset(path: Path) -> Iterator[Any]:
     """
     name = path.name.removesuffix(".zst")
     try:
-        if name.endswith(".parquet"):
+        if path.suffix == ".txt":
+            yield {"text": path.read_text(encoding="utf-8-sig")}
+        elif name.endswith(".parquet"):
             yield from _parquet_rows(path)
         elif name.endswith(".jsonl"):
             # Not splitlines(): U+2028 inside a text is no end of line.
@@ -37,12 +43,12 @@ def read_dataset(path: Path) -> Iterator[Any]:
             yield from value if isinstance(value, list) else [value]
         else:
             raise InputError(
-                f"{path} has an unknown format; use .json, .jsonl, .jsonl.zst or .parquet"
+                f"{path} has an unknown format; use .txt, .json, .jsonl, .jsonl.zst or .parquet"
             )
     except OctavoError:
         raise
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no parquet file
-        raise InputError(f"cannot read {path}: {error}; mend it or remove it") from error
+        raise InputError(f"cannot read {path}: {error}; fix it or remove it") from error
 
 
 def stream_hub(name: str) -> Iterator[Any]:
@@ -68,16 +74,20 @@ def stream_hub(name: str) -> Iterator[Any]:
 
 
 def _json(text: str, where: str) -> Any:
+    """Return what a text holds; half a surrogate pair, which nothing can encode, is refused."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}); mend it") from error
+        value = json.loads(text)
+        if _HALF_PAIR.search(text):  # written as an escape, or left of a byte that is no UTF-8
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error}); fix it or remove it") from error
 
 
 def _open_text(path: Path) -> Iterator[str]:
     """Yield the lines of a plain or compressed file."""
     if path.suffix != ".zst":
-        with path.open(encoding="utf-8-sig", newline="\n") as plain:
+        with path.open(encoding="utf-8-sig", errors=_LATER, newline="\n") as plain:
             yield from plain
         return
     try:
@@ -88,7 +98,7 @@ def _open_text(path: Path) -> Iterator[str]:
         with path.open("rb") as packed:
             decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
             stream = decompressor.stream_reader(packed, read_across_frames=True)
-            yield from io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
+            yield from io.TextIOWrapper(stream, "utf-8-sig", _LATER, newline="\n")
     except zstandard.ZstdError as error:
         raise OSError(f"not a zstandard file ({error})") from error
 

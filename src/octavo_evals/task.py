@@ -203,7 +203,4 @@ class DataFiles:
                 f"file itself with --data {name}=PATH"
             )
         for file in found if path.is_dir() else [path]:
-            if file.suffix == ".txt":
-                yield {"text": file.read_text(encoding="utf-8-sig")}
-            else:
-                yield from read_dataset(file)
+            yield from read_dataset(file)

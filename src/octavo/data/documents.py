@@ -102,15 +102,13 @@ def _matches(pattern: str, root: Path) -> list[Path]:
 
 def _read_file(path: Path, max_chars: int) -> Iterator[Document]:
     """Yield the documents of one file, whatever its format."""
-    if path.suffix != ".txt":
-        yield from map(_document, read_dataset(path))
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        raise TrainingError(f"cannot read {path}: {error}; mend it or remove it") from error
-    for first in range(0, len(text), max_chars):
-        yield Document(text[first : first + max_chars])
+    for row in read_dataset(path):
+        document = _document(row)
+        if path.suffix != ".txt":
+            yield document
+        else:
+            for first in range(0, len(document.text), max_chars):
+                yield Document(document.text[first : first + max_chars])
 
 
 def _document(row: Any) -> Document:
@@ -128,18 +126,20 @@ def _document(row: Any) -> Document:
         return Document(messages=messages if "assistant" in roles[1:] else ())
     text = row.get("text") or row.get("context") or ""
     answers = row.get("answers") or row.get("answer") or ()
+    if isinstance(answers, dict):  # as SQuAD has them on the hub
+        answers = answers.get("text")
     answers = [answers] if isinstance(answers, str) else answers
     return Document(
         text if isinstance(text, str) else "",
         str(row.get("question") or ""),
-        tuple(a for a in answers if isinstance(a, str) and a.strip()),
+        tuple(a for a in _list(answers) if isinstance(a, str) and a.strip()),
     )
 
 
 def _messages(value: Any, *, has_tags: bool = False) -> tuple[Mapping[str, Any], ...]:
     """Read the messages of a record; none at all when one is not of a known form."""
     messages = []
-    for message in value if isinstance(value, list) else []:
+    for message in _list(value):
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if role in _ROLES else None
         if isinstance(content, str):
@@ -150,6 +150,10 @@ def _messages(value: Any, *, has_tags: bool = False) -> tuple[Mapping[str, Any],
             return ()
         messages.append({"role": role, "content": parts})
     return tuple(messages)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _is_part(part: Any) -> bool:

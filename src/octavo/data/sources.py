@@ -183,7 +183,7 @@ def read_source(name: str, source: SourceSection, data: DataSection, root: Path)
             if not kept:
                 raise TrainingError(
                     f'{where} holds no text: records need a "text"; a "context" with its '
-                    '"question" and "answers"; "messages"; or a "prompt" and its "target"; mend '
+                    '"question" and "answers"; "messages"; or a "prompt" and its "target"; fix '
                     "it or remove it from the recipe"
                 )
             documents += kept
