@@ -107,7 +107,7 @@ class MixtureSection:
     min_segment_tokens: int = 128
     """Shortest piece of an interleaved document (paper App. C.4: 128)."""
     context_tokens: list[int] = field(default_factory=lambda: [64, 1024])
-    """What needle, hops, qa, pairs and chat examples fold; longer contexts are cut or left out."""
+    """Spans of needle, hops, qa, pairs and chat examples; longer contexts are cut or left out."""
     max_questions: int = 4
     """Questions asked of one context, in turns of one chat."""
 

@@ -75,16 +75,16 @@ def prepare(
 def _table(manifest: dict[str, Any]) -> str:
     """Return a line a mixture, and one for what is measured."""
     lines = [_HEADER]
-    for name, told in manifest["mixtures"].items():
-        kinds = told["by_kind"]
+    for name, about in manifest["mixtures"].items():
+        kinds = about["by_kind"]
         lines.append(
             (
                 name,
-                f"{told['rows']:,}",
+                f"{about['rows']:,}",
                 ", ".join(f"{kind} {counts['examples']:,}" for kind, counts in kinds.items()),
                 f"{sum(counts['positions'] for counts in kinds.values()):,}",
                 f"{sum(counts['source_tokens'] for counts in kinds.values()):,}",
-                format_bytes(sum(shard["bytes"] for shard in told["shards"])),
+                format_bytes(sum(shard["bytes"] for shard in about["shards"])),
             )
         )
     held_out = manifest["held_out"]
@@ -96,8 +96,8 @@ def _table(manifest: dict[str, Any]) -> str:
         for line in lines
     ]
     notes = [
-        f"{name}: {told['rows']:,} of {told['wanted_rows']:,} rows; all its kinds are at their caps"
-        for name, told in manifest["mixtures"].items()
-        if told["rows"] < told["wanted_rows"]
+        f"{name}: {about['rows']:,} of {about['wanted_rows']:,} rows; its kinds are at their caps"
+        for name, about in manifest["mixtures"].items()
+        if about["rows"] < about["wanted_rows"]
     ]
     return "\n".join([*padded, *notes])

@@ -1,4 +1,4 @@
-r"""One training example: decoder tokens, which of them are scored, and the spans to be folded.
+r"""One training example: decoder tokens, which of them are scored, and the spans to compress.
 
     parts   [("span", "…long…"), ("given", "\nAgain:\n"), ("scored", "…long…")]
     ids     start slot end   \n A g a i n : \n   … l o n g …
@@ -21,7 +21,7 @@ IGNORED = -100
 """The label of a position that is not scored, as Hugging Face has it."""
 
 Part = tuple[Literal["span", "given", "scored"], str]
-"""A piece of text and its role: folded, read as it is, or read and learned."""
+"""A piece of text and its role: compressed, read as it is, or read and learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class _Folded:
+class _SpanText:
     """A span's text, tokenised once; it takes the one slot that stands for all of its latents."""
 
     text: str
@@ -73,13 +73,13 @@ class ExampleMaker:
         prompts = self.prompts
         ids: list[int] = []
         is_scored: list[bool] = []
-        spans: list[_Folded] = []
+        spans: list[_SpanText] = []
         for role, text in parts:
             if role == "span":
-                folded = _Folded(text, prompts.source(text).ids)
-                if not folded.source_ids:
+                span = _SpanText(text, prompts.source(text).ids)
+                if not span.source_ids:
                     return None
-                spans.append(folded)
+                spans.append(span)
                 tokens = [prompts.start_id, prompts.slot_id, prompts.end_id]
             elif not (tokens := prompts.text_ids(text)):
                 return None
@@ -103,10 +103,10 @@ class ExampleMaker:
         """
         from jinja2 import TemplateError  # comes with transformers' chat templates
 
-        folded: list[_Folded] = []
-        prepared = [self._prepared(message, folded) for message in messages]
+        texts: list[_SpanText] = []
+        prepared = [self._prepared(message, texts) for message in messages]
         turns = [k for k, message in enumerate(prepared) if _is_answer(message)]
-        if not turns or turns[0] == 0 or not all(span.source_ids for span in folded):
+        if not turns or turns[0] == 0 or not all(span.source_ids for span in texts):
             return None
         answers = {k: self.prompts.text_ids(prepared[k]["content"]) for k in turns}
         if not all(answers.values()):
@@ -134,7 +134,7 @@ class ExampleMaker:
         kind: str,
         ids: list[int],
         is_scored: list[bool],
-        spans: Sequence[_Folded],
+        spans: Sequence[_SpanText],
         origin: str,
     ) -> Example | None:
         """Put an example together; None when nothing is left to score."""
@@ -144,15 +144,15 @@ class ExampleMaker:
         raw = [self.prompts.text_ids(span.text) for span in spans] if self.keep_raw else []
         return Example(kind, ids, is_scored, [s.source_ids for s in spans], origin, raw)
 
-    def _prepared(self, message: Message, folded: list[_Folded]) -> dict[str, Any]:
+    def _prepared(self, message: Message, texts: list[_SpanText]) -> dict[str, Any]:
         """Tokenise the spans of a message once; a content without spans becomes one string."""
         content = message["content"]
         if not isinstance(content, str):
             parts = []
             for part in content:
                 if part["type"] == "memory":
-                    span = _Folded(part["text"], self.prompts.source(part["text"]).ids)
-                    folded.append(span)
+                    span = _SpanText(part["text"], self.prompts.source(part["text"]).ids)
+                    texts.append(span)
                     parts.append({"type": "memory", "context": span})
                 else:
                     parts.append({"type": "text", "text": part["text"]})

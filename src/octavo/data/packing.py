@@ -175,13 +175,13 @@ class ShardMaker:
         """Write a shard unless it is there; return what the manifest says of it, and its counts."""
         file = self.file(name, number)
         if self.is_there(name, number):
-            told = Shard(self.out / file).about
+            summary = Shard(self.out / file).about
         else:
             dropped: Counter[str] = Counter()
             rows = self.rows(name, number, self.wanted_rows(name, number), dropped)
-            told = write_shard(self.out / file, rows, {"plan": self.plan, "dropped": dropped})
-        shard = {"file": file, "rows": told["rows"], **describe_file(self.out / file)}
-        return {"shard": shard, "told": told}
+            summary = write_shard(self.out / file, rows, {"plan": self.plan, "dropped": dropped})
+        shard = {"file": file, "rows": summary["rows"], **describe_file(self.out / file)}
+        return {"shard": shard, "summary": summary}
 
     def rows(
         self, name: str, number: int, num_rows: int, dropped: Counter[str] | None = None

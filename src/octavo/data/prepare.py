@@ -83,7 +83,7 @@ def prepare(
         if manifest["plan"] == maker.plan and _is_whole(out, manifest):
             return manifest
     row_bytes = {name: maker.probe(name) for name in plan["rows"]}
-    told_held_out = _write_held_out(config, held_out, prompts, out)
+    held_out_file = _write_held_out(config, held_out, prompts, out)
     tasks = [(name, number) for name in plan["rows"] for number in range(maker.num_shards(name))]
     _check_space(maker, tasks, row_bytes)
     shards = _make_all(maker, tasks, processes, on_rows)
@@ -92,7 +92,7 @@ def prepare(
         **{key: plan[key] for key in ("seed", "texts", "tokenizers", "data")},
         "row_tokens": config.data.row_tokens,
         "mixtures": {name: _sum_up(maker, name, shards) for name in plan["rows"]},
-        "held_out": told_held_out,
+        "held_out": held_out_file,
     }
     write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -134,9 +134,9 @@ def check_manifest(manifest: dict[str, Any], config: RunConfig, prompts: PromptE
         )
     served = config.served_ratios()
     for name in mixtures_of(config):
-        if not (told := manifest["mixtures"].get(name)) or not told["rows"]:
+        if not (about := manifest["mixtures"].get(name)) or not about["rows"]:
             raise TrainingError(f"there are no prepared rows of the mixture {name!r}; {cure}")
-        for ratio in told["ratios"]:
+        for ratio in about["ratios"]:
             if int(ratio) > max(served):
                 raise TrainingError(
                     f"the rows of {name} were packed for ratio {ratio} among others, at which they "
@@ -223,8 +223,8 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
 
 def _is_whole(out: Path, manifest: dict[str, Any]) -> bool:
     """Whether every file of a manifest is there at its full size."""
-    files = [shard for told in manifest["mixtures"].values() for shard in told["shards"]]
-    sizes = {out / told["file"]: told["bytes"] for told in [*files, manifest["held_out"]]}
+    files = [shard for about in manifest["mixtures"].values() for shard in about["shards"]]
+    sizes = {out / listed["file"]: listed["bytes"] for listed in [*files, manifest["held_out"]]}
     return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
 
 
@@ -235,9 +235,9 @@ def _sum_up(
     counts, dropped = Counts(), Counter[str]()
     of_mixture = [made[name, number] for number in range(maker.num_shards(name))]
     for found in of_mixture:
-        counts.merge(found["told"])
-        dropped.update(found["told"]["dropped"])
-    positions = sum(told["positions"] for told in counts.kinds.values())
+        counts.merge(found["summary"])
+        dropped.update(found["summary"]["dropped"])
+    positions = sum(kind["positions"] for kind in counts.kinds.values())
     config = maker.config
     return {
         **{"wanted_rows": config.num_rows(name), **counts.to_dict()},
@@ -274,8 +274,8 @@ def _write_held_out(
         )
     ratio = config.served_ratios()[0]
     rows = [Row("", ratio, examples) for examples in found.values() if examples]
-    told = write_shard(out / HELD_OUT, rows)
-    examples = {kind: counts["examples"] for kind, counts in told["by_kind"].items()}
+    summary = write_shard(out / HELD_OUT, rows)
+    examples = {kind: counts["examples"] for kind, counts in summary["by_kind"].items()}
     return {"file": HELD_OUT, **describe_file(out / HELD_OUT), "examples": examples}
 
 

@@ -78,13 +78,13 @@ def write_shard(
         tensors["row_ends"].append(len(tensors["kinds"]))
     if tensors["raw_ends"] and len(tensors["raw_ends"]) != len(tensors["span_ends"]):
         raise ValueError("some examples have raw spans, others lack them")
-    told = {"format": FORMAT, "version": FORMAT_VERSION, "kinds": list(kinds)}
-    told |= {**(about or {}), **counts.to_dict()}
+    summary = {"format": FORMAT, "version": FORMAT_VERSION, "kinds": list(kinds)}
+    summary |= {**(about or {}), **counts.to_dict()}
     flat = {name: _tensor(values) for name, values in tensors.items()}
     # One key: the order of several is not the same in every version of safetensors.
-    metadata = {"octavo": json.dumps(told)}
+    metadata = {"octavo": json.dumps(summary)}
     write_file(path, lambda temporary: save_file(flat, temporary, metadata))
-    return told
+    return summary
 
 
 def _append(tensors: dict[str, "array[int]"], example: Example, kind: int) -> None:
@@ -132,13 +132,13 @@ class Counts:
             self.kinds.setdefault(example.kind, Counter()).update(counts)
             self.sources.setdefault(source, Counter()).update(counts)
 
-    def merge(self, told: Mapping[str, Any]) -> None:
-        """Add what a shard counted."""
-        self.num_rows += told["rows"]
-        self.ratios.update(told["ratios"])
+    def merge(self, summary: Mapping[str, Any]) -> None:
+        """Add the counts of a shard's summary."""
+        self.num_rows += summary["rows"]
+        self.ratios.update(summary["ratios"])
         for name in ("kinds", "sources"):
             own: dict[str, Counter[str]] = getattr(self, name)
-            for key, counts in told[f"by_{name.removesuffix('s')}"].items():
+            for key, counts in summary[f"by_{name.removesuffix('s')}"].items():
                 own.setdefault(key, Counter()).update(counts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,14 +159,14 @@ class Shard:
         self.path = path
         try:
             self._file = safe_open(path, "pt")
-            told = json.loads((self._file.metadata() or {}).get("octavo", "{}"))
+            about = json.loads((self._file.metadata() or {}).get("octavo", "{}"))
             missing = sorted(_TENSORS.keys() - set(self._file.keys()))
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(path, str(error)) from error
-        _check_format(path, told)
+        _check_format(path, about)
         if missing:
             raise _damaged(path, f"it has no {missing[0]}")
-        self.about: dict[str, Any] = told
+        self.about: dict[str, Any] = about
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -263,10 +263,10 @@ class Rows(Sequence[Row]):
         if number not in self._open:
             while len(self._open) >= _MAX_OPEN:
                 self._open.pop(next(iter(self._open)))
-            told = self._shards[number]
-            shard = Shard(self.folder / told["file"])
-            if len(shard) != told["rows"]:
-                raise _damaged(shard.path, f"{len(shard)} rows, expected {told['rows']}")
+            listed = self._shards[number]
+            shard = Shard(self.folder / listed["file"])
+            if len(shard) != listed["rows"]:
+                raise _damaged(shard.path, f"{len(shard)} rows, expected {listed['rows']}")
             self._open[number] = shard
         return self._open[number]
 
@@ -280,9 +280,9 @@ class Rows(Sequence[Row]):
 
 def read_held_out(folder: Path) -> dict[str, list[Example]]:
     """Return the examples to measure on, by kind."""
-    told = read_manifest(folder)["held_out"]
-    _check_size(folder, told)
-    shard = Shard(folder / told["file"])
+    listed = read_manifest(folder)["held_out"]
+    _check_size(folder, listed)
+    shard = Shard(folder / listed["file"])
     rows = [shard.row(index)[1] for index in range(len(shard))]
     return {examples[0].kind: examples for examples in rows}
 
@@ -298,9 +298,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    told = manifest if isinstance(manifest, dict) else {}
-    _check_format(path, told)
-    return told
+    about = manifest if isinstance(manifest, dict) else {}
+    _check_format(path, about)
+    return about
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -314,8 +314,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_format(path: Path, told: Mapping[str, Any]) -> None:
-    found, version = told.get("format"), told.get("version")
+def _check_format(path: Path, about: Mapping[str, Any]) -> None:
+    found, version = about.get("format"), about.get("version")
     if (found, version) != (FORMAT, FORMAT_VERSION):
         raise TrainingError(
             f"{path} is of format {found!r}, version {version!r}; this octavo reads {FORMAT}, "
@@ -323,14 +323,14 @@ def _check_format(path: Path, told: Mapping[str, Any]) -> None:
         )
 
 
-def _check_size(folder: Path, told: Mapping[str, Any]) -> None:
-    path = folder / told["file"]
+def _check_size(folder: Path, listed: Mapping[str, Any]) -> None:
+    path = folder / listed["file"]
     try:
         size = path.stat().st_size
     except OSError as error:
         raise TrainingError(f"{path} is missing; {_AGAIN}") from error
-    if size != told["bytes"]:
-        raise _damaged(path, f"{size} bytes, expected {told['bytes']}")
+    if size != listed["bytes"]:
+        raise _damaged(path, f"{size} bytes, expected {listed['bytes']}")
 
 
 def _damaged(path: Path, reason: str) -> TrainingError:

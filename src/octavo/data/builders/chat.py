@@ -1,13 +1,13 @@
-"""A conversation with folded messages; what the assistant says as plain text is scored.
+"""A conversation with compressed messages; what the assistant says as plain text is scored.
 
-The rule for a message is the paper's (arXiv 2606.09659, App. C.4): half of them are folded whole;
-the others have folded regions, one in messages of 32 to 199 tokens, 1-2 up to 599 and 1-3 beyond,
-which cover 80-100% with gaps of at least 5%. Messages below 32 tokens, and those whose regions come
-to cover less than 70%, are folded whole.
+The rule for a message is the paper's (arXiv 2606.09659, App. C.4): half of them become one span;
+the others hold spans, one in messages of 32 to 199 tokens, 1-2 up to 599 and 1-3 beyond, which
+cover 80-100% with gaps of at least 5%. Messages below 32 tokens, and those whose regions come
+to cover less than 70%, are compressed whole.
 
 The paper does not say which messages. Here: every system and user message; and, in half of the
 longer conversations, the assistant's messages up to a random turn too, as a long history is kept.
-These are not scored, for nobody generates folded text. The others stay text and are.
+These are not scored, for nobody generates compressed text. The others stay text and are.
 """
 
 import random
@@ -21,19 +21,19 @@ from octavo.recipe import MixtureSection
 
 WHOLE = 0.5
 REGIONS = ((32, 0, 0), (200, 1, 1), (600, 1, 2))
-"""Messages below so many tokens have so many regions, at least and at most; 0 is folded whole."""
+"""Messages below so many tokens hold so many spans, at least and at most; 0: they are one span."""
 REGIONS_OF_LONG = (1, 3)
 COVERED = (0.8, 1.0)
 MIN_GAP = 0.05
 MIN_COVERED = 0.7
 HISTORY = 0.5
-"""How often a conversation of several answers has folded ones."""
+"""How often a conversation of several answers has compressed ones."""
 
 
 def build(
     rng: random.Random, library: Library, maker: ExampleMaker, mixture: MixtureSection
 ) -> Example | None:
-    """Fold the beginning of a conversation, as many turns as `context_tokens` allows."""
+    """Compress the beginning of a conversation, as many turns as `context_tokens` allows."""
     document = library.chats(rng)
     messages = _beginning(maker, document.messages, mixture.context_tokens[1])
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -44,17 +44,17 @@ def build(
     num_history = 0
     if len(answers) > 1 and rng.random() < HISTORY:
         num_history = answers[rng.randrange(len(answers) - 1)] + 1
-    folded = [
+    compressed = [
         message
         if message["role"] == "assistant" and i >= num_history
-        else _folded(rng, maker, message)
+        else _compressed(rng, maker, message)
         for i, message in enumerate(messages)
     ]
-    return maker.from_chat("chat", folded, document.origin)
+    return maker.from_chat("chat", compressed, document.origin)
 
 
 def regions(rng: random.Random, num_tokens: int) -> list[tuple[int, int]]:
-    """Return which tokens of a message are folded, as `[start, stop)`."""
+    """Return which tokens of a message are compressed, as `[start, stop)`."""
     low, high = next((r[1:] for r in REGIONS if num_tokens < r[0]), REGIONS_OF_LONG)
     whole = [(0, num_tokens)]
     if not low or rng.random() < WHOLE:
@@ -78,10 +78,10 @@ def _divided(rng: random.Random, total: float, count: int) -> list[float]:
     return [total * share / sum(shares) for share in shares]
 
 
-def _folded(
+def _compressed(
     rng: random.Random, maker: ExampleMaker, message: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Fold a message by the rule; one without tokens stays as it is."""
+    """Compress a message by the rule; one without tokens stays as it is."""
     text = _text(message)
     starts = [start for start, _ in maker.prompts.source(text).offsets]
     if not starts:

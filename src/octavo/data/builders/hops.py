@@ -1,4 +1,4 @@
-"""Made-up facts in a folded text of which an answer needs two to four.
+"""Made-up facts in a compressed text of which an answer needs two to four.
 
 Our own generator, with words and sentences unlike those of the tests it prepares for (variable
 tracking in RULER, arXiv 2404.06654, and multi-hop questions). Two forms: chains, in which each key

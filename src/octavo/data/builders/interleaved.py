@@ -1,9 +1,9 @@
-"""Documents in which folded and plain pieces alternate; the plain ones are scored.
+"""Documents in which compressed and plain pieces alternate; the plain ones are scored.
 
-The rule is the paper's (arXiv 2606.09659, App. C.4): start folded, end plain; half of a document is
-plain, of one beyond 16,384 tokens 8,192; 1 to 8 pairs by length; the first folded piece has 30-40%
-of all folded tokens, the last plain one 40-50% of all plain ones, the others an even share +-20%;
-no piece is shorter than 128 tokens.
+The rule is the paper's (arXiv 2606.09659, App. C.4): start with a span, end
+plain; half of a document is plain, of one beyond 16,384 tokens 8,192; 1 to 8 pairs by length; the
+first span has 30-40% of all tokens in spans, the last plain piece 40-50% of all plain ones, the
+others an even share +-20%; no piece is shorter than 128 tokens.
 """
 
 import itertools
@@ -27,7 +27,7 @@ JITTER = 0.2
 def build(
     rng: random.Random, library: Library, maker: ExampleMaker, mixture: MixtureSection
 ) -> Example | None:
-    """Cut a stretch from a random place of a document, and fold every other piece of it."""
+    """Cut a stretch from a random place of a document, and compress every other piece of it."""
     document = library.prose(rng)
     wanted, least = log_uniform(rng, mixture.document_tokens), 2 * mixture.min_segment_tokens
     found = stretch(rng, maker.prompts, document.text, wanted, min(wanted, least))
@@ -39,7 +39,7 @@ def build(
 
 
 def plan(rng: random.Random, num_tokens: int, min_segment: int) -> list[int]:
-    """Return the lengths of the pieces, folded and plain in turn; they add up to `num_tokens`.
+    """Return the lengths of the pieces, compressed and plain in turn; they add up to `num_tokens`.
 
     There are fewer pairs than the rule says where pieces would be shorter than `min_segment`, down
     to a single pair.

@@ -1,4 +1,4 @@
-"""Made-up facts hidden in a folded text, or folded lists of keys and values; values are asked for.
+"""Made-up facts hidden in a compressed text, or a compressed list, and questions for their values.
 
 Our own generator, with words, sentences and hiding places unlike those of the tests it prepares
 for (RULER, arXiv 2404.06654): a fact says some attribute of a made-up key, between the sentences of

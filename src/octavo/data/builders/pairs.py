@@ -1,4 +1,4 @@
-"""A whole prompt folded, and its answer scored: the paper's "SFT with compressed prompt".
+"""A whole prompt compressed, and its answer scored: the paper's "SFT with compressed prompt".
 
 Source: arXiv 2606.09659, Table 2. A row of the released code's format keeps the spans it came with:
 a chat whose answer is the target, or one text with spans of which everything outside is scored.
@@ -15,7 +15,7 @@ from octavo.recipe import MixtureSection
 def build(
     rng: random.Random, library: Library, maker: ExampleMaker, mixture: MixtureSection
 ) -> Example | None:
-    """Return one pair; None for a prompt that folds more than `context_tokens` allows."""
+    """Return one pair; None for a prompt that compresses more than `context_tokens` allows."""
     document = library.pairs(rng)
     prompt = list(document.messages) or [
         {"role": "user", "content": [{"type": "memory", "text": document.prompt}]}

@@ -1,4 +1,4 @@
-"""Questions about a folded text: the text at the head of a chat, then a question a turn.
+"""Questions about a compressed text: the text at the head of a chat, then a question a turn.
 
 All questions of one chat share one span, as they do when a user compresses once and asks many
 times. The rule is our own; question-answer records are a part of the paper's fine-tuning mixture
@@ -54,7 +54,7 @@ def dialogue(
     questions: list[Question],
     origin: str,
 ) -> Example | None:
-    """Return a chat that begins with a folded text and asks one question a turn."""
+    """Return a chat that begins with a compressed text and asks one question a turn."""
     messages: list[dict[str, object]] = []
     for question, answer in questions:
         if len(answer.split()) <= SHORT_WORDS and rng.random() < HINTS:

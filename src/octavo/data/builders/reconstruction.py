@@ -1,4 +1,4 @@
-"""A folded text and a request to write it out again; the copy is scored.
+"""A compressed text and a request to write it out again; the copy is scored.
 
 The paper trains on such texts throughout, under 100 prompt templates per source (arXiv 2606.09659,
 Tables 2 and 3); the templates below are our own. Two thirds are plain texts, with words after the
@@ -23,7 +23,7 @@ REQUEST_FIRST = 0.25
 def build(
     rng: random.Random, library: Library, maker: ExampleMaker, mixture: MixtureSection
 ) -> Example | None:
-    """Fold a passage of `copy_tokens`, and ask for it back."""
+    """Compress a passage of `copy_tokens`, and ask for it back."""
     document = library.prose(rng)
     text = passage(rng, maker.prompts, document.text, mixture.copy_tokens)
     if not text:
