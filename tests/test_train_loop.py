@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from training import (
     weights_of,
 )
 
-from octavo.data.rows import Row
+from octavo.data.rows import Row, Rows
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
 from octavo.recipe import StageSection
@@ -240,33 +241,40 @@ def test_every_row_is_read_once_an_epoch_and_in_another_order_in_the_next() -> N
     assert [RowOrder(50, "1/main")[index] for index in range(50)] != epochs[0]
 
 
-def read_in(stage: Stage) -> list[str]:
-    """Run a stage and return the rows it reads, in order."""
-    seen: list[str] = []
-    batches = stage._batches
+class Watched(list[Row]):
+    """Rows that remember which of them were read, in order."""
 
-    def watched() -> Any:
-        made = batches()
-        seen.extend(row for batch in made for row in batch.row_ids)
-        return made
+    def __init__(self, rows: Iterable[Row]) -> None:
+        super().__init__(rows)
+        self.seen: list[str] = []
 
-    stage._batches = watched  # type: ignore[method-assign]
-    stage.run()
-    return seen
+    def __getitem__(self, index: Any) -> Any:
+        row = super().__getitem__(index)
+        self.seen.append(row.id)
+        return row
+
+
+def forty(folder: Path) -> Watched:
+    return Watched(made_rows(assemble(recipe(folder)), 40))
 
 
 def test_a_stage_goes_on_in_a_mixture_where_the_one_before_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[str]] = {}
-    row_of = Stage._row
+    read: list[str] = []
+    row_of = Rows.__getitem__
 
-    def watched(stage: Stage, index: int) -> Row:
-        row = row_of(stage, index)
-        seen.setdefault(stage.name, []).append(row.id)
+    def watched(rows: Rows, index: int) -> Row:
+        row: Row = row_of(rows, index)
+        read.append(row.id)
         return row
 
-    monkeypatch.setattr(Stage, "_row", watched)
+    def on_step(stage: str, *_: object) -> None:
+        seen.setdefault(stage, []).extend(read)
+        read.clear()
+
+    monkeypatch.setattr(Rows, "__getitem__", watched)
     stages = {
         "adapter": {**ADAPTER, "steps": 3},
         "encoder": {**ENCODER, "steps": 2, "mixture": "other"},
@@ -274,7 +282,7 @@ def test_a_stage_goes_on_in_a_mixture_where_the_one_before_it_ended(
     }
     other = {"copy_tokens": [4, 8], "weights": {"reconstruction": 1.0}}
     config = recipe(tmp_path, stages=stages, data__mixtures__other=other, measure_every=99)
-    train(config, tmp_path)
+    train(config, tmp_path, on_step=on_step)
     assert {name: len(rows) for name, rows in seen.items()} == {
         "adapter": 12, "encoder": 8, "decoder": 8
     }  # fmt: skip
@@ -285,17 +293,21 @@ def test_a_stage_goes_on_in_a_mixture_where_the_one_before_it_ended(
 
 
 def test_all_rows_of_a_step_are_read_once_however_they_are_batched(tmp_path: Path) -> None:
-    by_two = read_in(one_stage(tmp_path, micro_batch_rows=2))
-    assert by_two == read_in(one_stage(tmp_path, micro_batch_rows=4))
-    assert len(set(by_two)) == 16
+    by_two, by_four = forty(tmp_path), forty(tmp_path)
+    one_stage(tmp_path, rows=by_two, micro_batch_rows=2).run()
+    one_stage(tmp_path, rows=by_four, micro_batch_rows=4).run()
+    assert by_two.seen == by_four.seen
+    assert len(set(by_two.seen)) == 16
 
 
 def test_a_row_whose_ratio_is_not_served_is_read_at_the_next_larger_one(tmp_path: Path) -> None:
-    made = made_rows(assemble(recipe(tmp_path)), 8, ratios=(2, 3, 4, 6))
-    stage = one_stage(tmp_path, rows=made, model__ratios=[2, 8])
-    found = {row.id: row.ratio for row in (stage._row(index) for index in range(8))}
-    assert [found[row.id] for row in made] == [2, 4, 4, 8] * 2
-    stage.run()
+    for packed, served in ((2, 2), (3, 4), (4, 4), (6, 8)):
+        logged: list[dict[str, Any]] = []
+        made = made_rows(assemble(recipe(tmp_path)), 4, ratios=(packed,))
+        stages = {"adapter": {**ADAPTER, "steps": 1}}
+        one_stage(tmp_path, log=logged.append, rows=made, model__ratios=[2, 8], stages=stages).run()
+        spans = [span for row in made for example in row.examples for span in example.spans]
+        assert logged[0]["latents"] == sum(math.ceil(len(span) / served) for span in spans)
 
 
 # -- broken steps --------------------------------------------------------------------------------
@@ -323,13 +335,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[dict[str, Any]] = []
-    stage = one_stage(tmp_path, log=logged.append, save_every=99, log_every=99)
+    rows = forty(tmp_path)
+    stage = one_stage(tmp_path, log=logged.append, rows=rows, save_every=99, log_every=99)
     break_steps(monkeypatch, stage, {1}, (1,))
     stage.run()
     assert [row["step"] for row in logged if "skipped" in row] == [2]  # whatever log_every says
     assert logged[0]["loss"] is None
-    expected = [stage._row(index).id for index in (5, 7)]  # the second of each pair of step 2
-    assert logged[0]["rows"] == expected
+    assert logged[0]["rows"] == [rows.seen[5], rows.seen[7]]  # the second of each pair of step 2
     assert all("NaN" not in json.dumps(row) for row in logged)
     assert all(torch.isfinite(parameter).all() for parameter in stage.model.parameters())
     steps = {float(stage.optimizer.state[p]["step"]) for p in stage.named.values()}
@@ -340,12 +352,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_too_and_names_all_rows_of_its_
     tmp_path: Path,
 ) -> None:
     logged: list[dict[str, Any]] = []
-    stage = one_stage(tmp_path, log=logged.append)
+    rows = forty(tmp_path)
+    stage = one_stage(tmp_path, log=logged.append, rows=rows)
     weight = stage.model.adapter.fc1.weight
     weight.register_hook(lambda grad: grad * float("inf") if stage.step == 1 else grad)
     stage.run()
     assert [row["step"] for row in logged if "skipped" in row] == [2]
-    assert logged[1]["rows"] == [stage._row(index).id for index in (4, 5, 6, 7)]
+    assert logged[1]["rows"] == rows.seen[4:8]
     assert logged[1]["grad_norm"] is None
     assert all(torch.isfinite(parameter).all() for parameter in stage.model.parameters())
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,20 @@ def test_a_row_knows_its_place(folder: Path) -> None:
 def test_more_shards_than_are_kept_open_read_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.data.rows._MAX_OPEN", 1)
-    rows = Rows(folder, "main")
     order = [0, 7, 1, 6]
-    assert contents(rows[i] for i in order) == contents(Rows(folder, "main")[i] for i in order)
-    assert len(rows._open) == 1
+    expected = contents(Rows(folder, "main")[i] for i in order)
+    opened = weakref.WeakSet[Shard]()
+
+    class Watched(Shard):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            opened.add(self)
+
+    monkeypatch.setattr("octavo.data.rows.MAX_OPEN", 1)
+    monkeypatch.setattr("octavo.data.rows.Shard", Watched)
+    rows = Rows(folder, "main")
+    assert contents(rows[i] for i in order) == expected
+    assert len(opened) == 1
 
 
 def _read_in_child(rows: Rows, queue: Any) -> None:

@@ -44,7 +44,7 @@ _TENSORS = {
 }
 """Every tensor of a shard; `raw_*` are empty but for held-out examples."""
 _AGAIN = "run `octavo data prepare` again"
-_MAX_OPEN = 64
+MAX_OPEN = 64
 """Shards kept open: a run reads rows in random order."""
 
 
@@ -261,7 +261,7 @@ class Rows(Sequence[Row]):
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
-            while len(self._open) >= _MAX_OPEN:
+            while len(self._open) >= MAX_OPEN:
                 self._open.pop(next(iter(self._open)))
             listed = self._shards[number]
             shard = Shard(self.folder / listed["file"])
