@@ -65,6 +65,12 @@ def fake_model() -> octavo.Model:
     return octavo.load(CHECKPOINT, engine="fake")
 
 
+@pytest.fixture(scope="session")
+def smol() -> octavo.Model:
+    """The shipped model, loaded once: that takes seconds."""
+    return octavo.load(device="cpu")
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     """Let no test depend on the one before."""

@@ -16,7 +16,6 @@ import octavo
 from octavo import CheckpointError, ConfigError, RatioError
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
 
-SMOL = Path(octavo.__file__).parent / "assets" / "smol"
 PUBLISHED_KEYS = {
     "compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type", "boundary_overlap",
     "adapter_type",
@@ -236,13 +235,11 @@ def test_the_sum_needs_a_shared_tokenizer() -> None:
         )
 
 
-def test_a_lora_checkpoint_is_merged_for_answers_and_kept_apart_for_training(
-    tmp_path: Path,
-) -> None:
-    from peft import PeftModel
-
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small model under random LoRA factors, and the checkpoint of it."""
     from octavo.weights.assembly import add_lora
-    from octavo.weights.layout import Checkpoint, read, write
+    from octavo.weights.layout import Checkpoint, write
 
     halves = {part: str(CHECKPOINT / part) for part in ("encoder", "decoder")}
     made = octavo.assemble(
@@ -258,44 +255,55 @@ def test_a_lora_checkpoint_is_merged_for_answers_and_kept_apart_for_training(
                 parameter.normal_(std=0.1)
     prompts = made.prompts
     tokenizers = prompts.decoder_tokenizer, AutoTokenizer.from_pretrained(halves["encoder"])
-    write(Checkpoint(lclm, *tokenizers, "lora", "x"), tmp_path / "lora")
-    weights = load_file(tmp_path / "lora" / "decoder" / "adapter_model.safetensors")
+    folder = tmp_path_factory.mktemp("lora") / "lora"
+    write(Checkpoint(lclm, *tokenizers, "lora", "x"), folder)
+    return made, folder
+
+
+def test_a_lora_checkpoint_is_merged_for_answers_and_kept_apart_for_training(
+    lora: tuple[Any, Path], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    from octavo.weights.layout import read
+
+    (made, folder), lclm = lora, lora[0].lclm
+    weights = load_file(folder / "decoder" / "adapter_model.safetensors")
     assert sum(w.numel() for w in weights.values()) < 10_000  # factors and three rows, no base
 
-    spans = [prompts.source(TEXT).ids]
+    spans = [made.prompts.source(TEXT).ids]
     with torch.no_grad():
         wanted = lclm.encode(spans)[0]
         rows = lclm.get_input_embeddings()(torch.tensor([387, 388, 389]))
         for trainable in (False, True):
-            again = read(tmp_path / "lora", trainable=trainable).lclm
+            again = read(folder, trainable=trainable).lclm
             assert hasattr(again.decoder, "peft_config") == trainable
             torch.testing.assert_close(again.encode(spans)[0], wanted, atol=1e-4, rtol=1e-4)
             found = again.get_input_embeddings()(torch.tensor([387, 388, 389]))
             torch.testing.assert_close(found, rows)
 
     # A stranger with peft alone gets the same decoder.
-    base = AutoModelForCausalLM.from_pretrained(halves["decoder"])
-    theirs: Any = PeftModel.from_pretrained(base, str(tmp_path / "lora" / "decoder"))
+    base = AutoModelForCausalLM.from_pretrained(CHECKPOINT / "decoder")
+    theirs: Any = PeftModel.from_pretrained(base, str(folder / "decoder"))
     ids = torch.tensor([[5, 387, 9]])
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, lclm.decoder(ids).logits)
-    octavo.load(tmp_path / "lora", device="cpu").save(tmp_path / "whole")
+    octavo.load(folder, device="cpu").save(tmp_path / "whole")
     whole = octavo.load(tmp_path / "whole", device="cpu")
     torch.testing.assert_close(whole.compress(TEXT).latents, wanted, atol=1e-4, rtol=1e-4)
 
 
-def smol_with(tmp_path: Path, **changes: Any) -> Path:
-    """Return a copy of the shipped LoRA checkpoint whose decoder's config says otherwise."""
-    folder = Path(shutil.copytree(SMOL, tmp_path / "smol"))
-    edit(folder / "decoder" / "adapter_config.json", **changes)
-    return folder
+@pytest.fixture
+def factors(lora: tuple[Any, Path], tmp_path: Path) -> Path:
+    """A copy of the LoRA checkpoint to break."""
+    return Path(shutil.copytree(lora[1], tmp_path / "factors"))
 
 
 def test_factors_written_by_a_newer_peft_load_where_its_new_features_are_off(
-    tmp_path: Path,
+    factors: Path,
 ) -> None:
-    folder = smol_with(tmp_path, from_the_future=None, peft_version="99.0")
-    assert octavo.load(folder, device="cpu").config.compression_ratio
+    edit(factors / "decoder" / "adapter_config.json", from_the_future=None, peft_version="99.0")
+    assert octavo.load(factors, device="cpu").config.compression_ratio
 
 
 @pytest.mark.parametrize(
@@ -310,10 +318,11 @@ def test_factors_written_by_a_newer_peft_load_where_its_new_features_are_off(
     ],
 )
 def test_factors_of_another_kind_are_refused_by_name(
-    tmp_path: Path, changes: dict[str, Any], says: str
+    factors: Path, changes: dict[str, Any], says: str
 ) -> None:
+    edit(factors / "decoder" / "adapter_config.json", **changes)
     with pytest.raises(CheckpointError, match=re.escape(says)):
-        octavo.load(smol_with(tmp_path, **changes), device="cpu")
+        octavo.load(factors, device="cpu")
 
 
 def drop_tensor(file: Path, part_of_name: str) -> str:
@@ -337,9 +346,8 @@ def test_a_half_that_lacks_a_tensor_is_refused_by_its_name(folder: Path, half: s
     [("decoder", "lora_A"), ("encoder", "lora_B"), ("decoder", "embed_tokens")],
 )
 def test_factors_that_lack_a_tensor_are_refused_by_its_name(
-    tmp_path: Path, half: str, part_of_name: str
+    factors: Path, half: str, part_of_name: str
 ) -> None:
-    folder = smol_with(tmp_path)
-    name = drop_tensor(folder / half / "adapter_model.safetensors", part_of_name)
+    name = drop_tensor(factors / half / "adapter_model.safetensors", part_of_name)
     with pytest.raises(CheckpointError, match=re.escape(name)):
-        octavo.load(folder, device="cpu")
+        octavo.load(factors, device="cpu")

@@ -12,11 +12,6 @@ from octavo.weights.layout import ASSETS
 CHAPTER = Path(__file__).parents[1] / "examples" / "king-solomons-mines-14.txt"
 
 
-@pytest.fixture(scope="module")
-def smol() -> octavo.Model:
-    return octavo.load(device="cpu")
-
-
 def test_the_shipped_model_serves_four_ratios(smol: octavo.Model) -> None:
     assert smol.name == "smol"
     assert smol.ratios == [2, 4, 8, 16]
