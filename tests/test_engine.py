@@ -144,8 +144,9 @@ def test_what_is_kept_can_be_forgotten(any_model: octavo.Model) -> None:
     assert any_model.engine.kept_bytes == 0
 
 
-def test_many_threads_get_the_answers_of_one(any_model: octavo.Model) -> None:
-    """Eight threads, forty calls each, of every kind."""
+@pytest.mark.parametrize("each", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_many_threads_get_the_answers_of_one(any_model: octavo.Model, each: int) -> None:
+    """Eight threads, some calls each, of every kind."""
     texts = [LONG, TEXT[:120], TEXT[60:260]]
     contexts = [any_model.compress(text) for text in texts]
 
@@ -164,7 +165,7 @@ def test_many_threads_get_the_answers_of_one(any_model: octavo.Model) -> None:
             return any_model.compress(texts[at]).latents.sum().item()
         return any_model.generate(question, temperature=1.5, seed=number, **options).text
 
-    calls = range(320)
+    calls = range(8 * each)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(call, calls))
     assert together == [call(number) for number in calls]
