@@ -64,6 +64,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, rank: int) ->
     decoder = {**DECODER, "lr": {**DECODER["lr"], "memory_rows": 1e-2}} if rank else DECODER
     stages = {"adapter": {**ADAPTER, "steps": 3}, "decoder": {**decoder, "steps": 4}}
     changes = {"stages": stages, "lora__rank": rank, "keep_best": rank == 0, "measure_every": 2}
+    changes |= {"model__ratios": [], "data__held_out_examples": 2}
     whole = recipe(tmp_path / "whole", **changes)
     train(whole, tmp_path / "whole")
     broken = recipe(tmp_path / "broken", **changes)
