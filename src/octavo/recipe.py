@@ -36,7 +36,7 @@ class ModelSection:
     """Which two models become an LCLM, and how."""
 
     start: str | None = None
-    """An LCLM checkpoint to go on from, folder or hub id, in the place of encoder and decoder."""
+    """An LCLM checkpoint to continue from, a folder or hub id, instead of encoder and decoder."""
     encoder: str = "octavo:smollm2"
     """A local folder, a hub id, or `octavo:smollm2`, the pinned base of the shipped model."""
     decoder: str = "octavo:smollm2"

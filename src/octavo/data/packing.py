@@ -135,7 +135,7 @@ class _TooLong:
 
 
 def never() -> bool:
-    """Answer that nobody asked to stop; a lambda could not be handed to other processes."""
+    """Return False: nothing asks to stop. A lambda could not be pickled for other processes."""
     return False
 
 

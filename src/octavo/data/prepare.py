@@ -1,9 +1,9 @@
 """Turn the texts of a recipe into packed rows on disk, once, before anything is trained.
 
 A shard is a function of the recipe's data, the texts, the seed, its mixture and its number alone:
-any number of processes write the same bytes, and an interrupted preparation goes on where it
+any number of processes write the same bytes, and an interrupted preparation continues where it
 stopped. `plan.json`, written first, says what the rows are made of; `manifest.json`, written last,
-what came of it (octavo.data.rows).
+lists the rows (octavo.data.rows).
 """
 
 import contextlib
@@ -121,27 +121,27 @@ def check_manifest(manifest: dict[str, Any], config: RunConfig, prompts: PromptE
     The tokenizers have to be the same, its rows at least as long, and the model has to serve each
     row's ratio or a larger one, at which the row fits too.
     """
-    cure = "prepare rows by this recipe (octavo data prepare), or set it back"
+    fix = "prepare rows by this recipe (octavo data prepare), or set it back"
     for half, own in tokenizer_fingerprints(prompts).items():
         if manifest["tokenizers"][half] != own:
             raise TrainingError(
-                f"the rows were made with another tokenizer than that of the {half}; {cure}"
+                f"the rows were made with another tokenizer than that of the {half}; {fix}"
             )
     if manifest["row_tokens"] > config.data.row_tokens:
         raise TrainingError(
             f"data.row_tokens is {config.data.row_tokens}, but the rows have up to "
-            f"{manifest['row_tokens']} positions; {cure}"
+            f"{manifest['row_tokens']} positions; {fix}"
         )
     served = config.served_ratios()
     for name in mixtures_of(config):
         if not (about := manifest["mixtures"].get(name)) or not about["rows"]:
-            raise TrainingError(f"there are no prepared rows of the mixture {name!r}; {cure}")
+            raise TrainingError(f"there are no prepared rows of the mixture {name!r}; {fix}")
         for ratio in about["ratios"]:
             if int(ratio) > max(served):
                 raise TrainingError(
                     f"the rows of {name} were packed for ratio {ratio} among others, at which they "
                     f"are too long for the model's: {', '.join(map(str, served))} "
-                    f"(model.compression_ratio and model.ratios); {cure}"
+                    f"(model.compression_ratio and model.ratios); {fix}"
                 )
 
 
@@ -205,7 +205,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         ) from error
     path = out / PLAN
     has_shards = any(out.glob("*/*.safetensors"))
-    if not path.exists() or not has_shards:  # a plan that nothing came of binds nobody
+    if not path.exists() or not has_shards:  # a plan without rows may be replaced
         write_text(path, json.dumps(plan, indent=2) + "\n")
         return
     try:
@@ -333,8 +333,8 @@ def _make_all(
             note(futures[future], future.result())
     except BrokenProcessPool as error:
         raise TrainingError(
-            "a process that was making rows died, for want of memory perhaps; run it again with "
-            "fewer processes: whole shards are kept"
+            "a process that was making rows died, perhaps out of memory; run it again with fewer "
+            "processes: whole shards are kept"
         ) from error
     finally:
         stop.set()

@@ -154,7 +154,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hush torch about running in a single process, which is what was asked for."""
+    """Silence torch's warnings that a single process is not distributed; it is meant to be so."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -146,7 +146,7 @@ class Run:
         return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, "")
 
     def _from_checkpoint(self) -> Checkpoint:
-        """Go on from an LCLM; its own settings hold, and the recipe may not contradict them."""
+        """Continue from an LCLM; its own settings hold, and the recipe may not contradict them."""
         section = self.config.model
         folder = resolve(locate(section.start or "", self.root))
         found, wanted = ModelConfig.read(folder).to_dict(), section.model_config().to_dict()
@@ -158,8 +158,8 @@ class Run:
         made = read(folder, trainable=True, rotary="exact")
         if self._lora:
             raise TrainingError(
-                "lora.rank is for new models; a checkpoint that is gone on from (model.start) "
-                "keeps the factors that it has: drop lora.rank"
+                "lora.rank is for new models; a checkpoint to continue from (model.start) keeps "
+                "the factors that it has: drop lora.rank"
             )
         known = {made.lclm.settings.compression_ratio, *made.lclm.extension.ratios}
         if new := sorted(set(self.config.served_ratios()) - known):
@@ -201,7 +201,7 @@ class Run:
         """Refuse rows and windows beyond the positions of the two models."""
         section = self.config.model
         window = section.encoder_window_size + 2 * section.boundary_overlap
-        for whose, longest, cure in (
+        for whose, longest, key in (
             ("text", self.config.data.row_tokens, "data.row_tokens"),
             ("encoder", window, "model.encoder_window_size"),
         ):
@@ -211,7 +211,7 @@ class Run:
                 name = "decoder" if whose == "text" else whose
                 raise TrainingError(
                     f"the {name} has {positions} positions, but would read up to {longest} tokens; "
-                    f"lower {cure}"
+                    f"lower {key}"
                 )
 
     def _check_space(self, num_exported: int, num_trained: int) -> None:

@@ -7,13 +7,13 @@ from types import FrameType, TracebackType
 
 
 class Stop:
-    """Whether somebody asked the run to stop. As a context manager it listens to the signals.
+    """Whether the run was asked to stop; as a context manager it handles the signals.
 
     The first signal asks; a second SIGINT interrupts at once, saving nothing more.
     """
 
     def __init__(self, on_ask: Callable[[], None] = lambda: None) -> None:
-        """Start with nobody asking; `on_ask` is called, in the signal's handler, by the first."""
+        """Start without a request; the first signal calls `on_ask`, in its handler."""
         self.is_asked, self._on_ask = False, on_ask
         self._before: dict[int, object] = {}
 
