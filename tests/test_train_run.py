@@ -39,12 +39,12 @@ def test_loss_falls_and_reconstruction_beats_reading_nothing(tmp_path: Path) -> 
         data__mixtures__main__weights={"reconstruction": 1.0},
         data__mixtures__main__copy_tokens=[4, 8],
         data__held_out=["a copy.txt"],
-        data__held_out_examples=24,
+        data__held_out_examples=12,
         model__compression_ratio=2,
         model__ratios=[],
         measure_every=30,
-        batch_rows=16,
-        micro_batch_rows=16,
+        batch_rows=8,
+        micro_batch_rows=8,
         save_every=30,
     )
     (tmp_path / "a copy.txt").write_text(TEXT * 7, encoding="utf-8")
@@ -250,8 +250,9 @@ MAIN = "data__mixtures__main__"
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_step(
-    tmp_path: Path, changes: dict[str, Any], says: str
+    tmp_path: Path, changes: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("octavo.data.packing.MAX_TOO_LONG", 50)
     (tmp_path / "short.txt").write_text("short", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     steps: list[Any] = []
