@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import EvaluationError
+from octavo.errors import EvaluationError, InputError
 from octavo_evals.task import DataFiles, Item, Reply, Request
 from octavo_evals.tasks import find_tasks
 
@@ -45,6 +45,19 @@ def items(
     (one,) = find_tasks([task])
     assert one.name == task
     return list(one.items(request))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("a.jsonl", r"a\.jsonl, line 2, is not JSON"), ("a.txt", "cannot read .*a.txt")],
+    [("a.jsonl", r"a\.jsonl, line 2, is not JSON"), ("a.txt", "cannot read .*a.txt")],
+)
+def test_data_that_cannot_be_read_is_named_to_the_line(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    (tmp_path / name).write_bytes(b'{"text": "x"}\n{"text": "\xff"}\n')
+    with pytest.raises(InputError, match=says):
+        list(DataFiles([f"text={tmp_path}"]).records("text", "a text"))
 
 
 def score(task: str, item: Item, text: str) -> dict[str, float]:

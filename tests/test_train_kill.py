@@ -26,15 +26,15 @@ STAGES = {
 
 
 def kill(folder: Path, seed: int, what: str, **changes: Any) -> dict[str, Any]:
-    """Run the driver in `folder` and return what it told."""
+    """Run the driver in `folder` and return its report."""
     file = write_recipe(recipe(folder, **changes), folder / "recipe.toml")
     done = subprocess.run(
         [sys.executable, str(DRIVER), str(file), str(folder), str(seed), str(KILLS), what],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=450,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 @pytest.mark.parametrize(("save_every", "rank"), [(1, 0), (2, 2)])
@@ -51,18 +51,18 @@ def test_a_run_killed_twenty_times_ends_as_the_one_that_was_left_alone(
     }  # fmt: skip
     recipe(tmp_path / "texts")  # all runs read the same texts
     train(recipe(tmp_path / "whole", **changes), tmp_path / "whole")
-    told = kill(tmp_path, 7 + save_every, "train", **changes)
-    phases = Counter(hit["phase"] for hit in told["hit"])
-    where = f"killed in {dict(phases)} of {told['runs']} runs"
-    assert len(told["hit"]) == KILLS, where
+    report = kill(tmp_path, 7 + save_every, "train", **changes)
+    phases = Counter(hit["phase"] for hit in report["hit"])
+    where = f"killed in {dict(phases)} of {report['runs']} runs"
+    assert len(report["hit"]) == KILLS, where
     assert len(phases) >= 4, where
     assert phases["save"] + phases["clean"] > 0, where
-    assert {0, 2} <= {hit["stage"] for hit in told["hit"]}, where  # both stages
-    for hit in told["hit"]:
+    assert {0, 2} <= {hit["stage"] for hit in report["hit"]}, where  # both stages
+    for hit in report["hit"]:
         stage, step = hit["resumed"]
         if hit["stage"] == stage:
             assert hit["step"] - step <= save_every, f"{hit}; {where}"
-    for number in range(told["runs"]):
+    for number in range(report["runs"]):
         out = tmp_path / str(number) / "out"
         assert_same_run(tmp_path / "whole" / "out", out)
         left = [path for path in out.rglob(".*") if path.parent.name != "rows"]
@@ -78,13 +78,13 @@ def test_preparing_rows_that_is_killed_goes_on_with_the_same_rows(tmp_path: Path
     config = recipe(tmp_path, **changes)
     whole = tmp_path / "whole" / "rows"
     prepare(config, tmp_path, whole, open_prompts(config, tmp_path))
-    told = kill(tmp_path, 3, "prepare", **changes)
-    assert len(told["hit"]) == KILLS
-    shards = sorted(hit["shards"] for hit in told["hit"])
+    report = kill(tmp_path, 3, "prepare", **changes)
+    assert len(report["hit"]) == KILLS
+    shards = sorted(hit["shards"] for hit in report["hit"])
     assert len({count for count in shards if 0 < count < 30}) >= 3, shards  # in the middle of it
     files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
     assert len(files) == 30 + 3  # shards, held-out examples, plan and manifest
-    for number in range(told["runs"]):
+    for number in range(report["runs"]):
         rows = tmp_path / str(number) / "rows"
         Rows(rows, "main").verify()
         found = {path.relative_to(rows) for path in rows.rglob("[!.]*") if path.is_file()}

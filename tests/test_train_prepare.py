@@ -81,7 +81,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_rows_are_what_the_recipe_asks_for(root: Path, prompts: PromptEncoder) -> None:
     config = recipe(root, "data.mixtures.main.ratios={ 4 = 3, 8 = 1 }")
     seen: list[tuple[str, int, int]] = []
-    manifest = prepare(config, root, root / "out", prompts, on_rows=lambda *told: seen.append(told))
+    manifest = prepare(config, root, root / "out", prompts, on_rows=lambda *rows: seen.append(rows))
     rows = Rows(root / "out", "main")
     assert seen == [("main", 8, 20), ("main", 16, 20), ("main", 20, 20)]
     assert len(rows) == manifest["mixtures"]["main"]["rows"] == 20
@@ -90,11 +90,11 @@ def test_rows_are_what_the_recipe_asks_for(root: Path, prompts: PromptEncoder) -
     assert {e.kind for _, e in examples} == {"reconstruction", "interleaved"}
     assert {e.origin.partition(":")[0] for _, e in examples} == {"train"}
     assert all(sum(e.length(row.ratio) for e in row.examples) <= 256 for row in rows)
-    told = manifest["mixtures"]["main"]
+    summary = manifest["mixtures"]["main"]
     positions = sum(example.length(ratio) for ratio, example in examples)
-    assert sum(counts["positions"] for counts in told["by_kind"].values()) == positions
-    assert told["by_source"]["train"]["positions"] == positions
-    assert told["efficiency"] == positions / (20 * 256) > 0.85
+    assert sum(counts["positions"] for counts in summary["by_kind"].values()) == positions
+    assert summary["by_source"]["train"]["positions"] == positions
+    assert summary["efficiency"] == positions / (20 * 256) > 0.85
     rows.verify()
 
 
@@ -250,20 +250,20 @@ def test_a_cap_holds_over_all_shards(root: Path, prompts: PromptEncoder, per_sha
     config = recipe(
         root, "data.mixtures.main.caps.interleaved=5", f"data.rows_per_shard={per_shard}"
     )
-    told = prepare(config, root, root / "out", prompts)["mixtures"]["main"]
+    summary = prepare(config, root, root / "out", prompts)["mixtures"]["main"]
     # The last few examples of a shard may find no room.
-    assert 3 <= told["by_kind"]["interleaved"]["examples"] <= 5
-    assert told["rows"] == 20
+    assert 3 <= summary["by_kind"]["interleaved"]["examples"] <= 5
+    assert summary["rows"] == 20
 
 
 def test_caps_on_every_kind_make_fewer_rows_and_the_manifest_says_so(
     root: Path, prompts: PromptEncoder
 ) -> None:
     config = recipe(root, "data.mixtures.main.caps={ reconstruction = 7, interleaved = 5 }")
-    told = prepare(config, root, root / "out", prompts)["mixtures"]["main"]
-    assert (told["wanted_rows"], len(Rows(root / "out", "main"))) == (20, told["rows"])
-    assert told["rows"] < 12
-    counts = {kind: told["by_kind"][kind]["examples"] for kind in told["by_kind"]}
+    summary = prepare(config, root, root / "out", prompts)["mixtures"]["main"]
+    assert (summary["wanted_rows"], len(Rows(root / "out", "main"))) == (20, summary["rows"])
+    assert summary["rows"] < 12
+    counts = {kind: summary["by_kind"][kind]["examples"] for kind in summary["by_kind"]}
     assert counts == {"reconstruction": 7, "interleaved": 5}
 
 
@@ -274,7 +274,7 @@ def test_mixtures_of_stages_without_steps_are_not_prepared(
     mixtures = ("data.mixtures.other.copy_tokens=[4, 8]", "data.mixtures.unused.max_questions=1")
     weights = ("data.mixtures.other.weights.reconstruction=1.0",)
     manifest = prepare(recipe(root, *stages, *mixtures, *weights), root, root / "out", prompts)
-    assert {name: told["rows"] for name, told in manifest["mixtures"].items()} == {
+    assert {name: summary["rows"] for name, summary in manifest["mixtures"].items()} == {
         "main": 20,
         "other": 8,
     }
@@ -300,9 +300,9 @@ def test_held_out_examples_are_of_held_out_texts_and_fit_a_row(
 
 def test_no_held_out_example_is_measured_twice(root: Path, prompts: PromptEncoder) -> None:
     config = recipe(root, "data.held_out_examples=60")
-    told = prepare(config, root, root / "out", prompts)["held_out"]["examples"]
-    assert told["reconstruction"] == 60
-    assert 0 < told["qa"] < 60  # one record: there are not so many ways to ask about it
+    summary = prepare(config, root, root / "out", prompts)["held_out"]["examples"]
+    assert summary["reconstruction"] == 60
+    assert 0 < summary["qa"] < 60  # one record: there are not so many ways to ask about it
 
 
 def test_held_out_texts_that_make_no_example_are_refused(

@@ -55,8 +55,8 @@ def folder(tmp_path: Path) -> Path:
     shards = []
     for number, count in enumerate((5, 3)):
         file = f"main/{number:05d}.safetensors"
-        told = write_shard(tmp_path / file, some_rows(count, number), {"plan": "p"})
-        shards.append({"file": file, "rows": told["rows"], **describe_file(tmp_path / file)})
+        summary = write_shard(tmp_path / file, some_rows(count, number), {"plan": "p"})
+        shards.append({"file": file, "rows": summary["rows"], **describe_file(tmp_path / file)})
     rng = random.Random(9)
     kinds: dict[str, list[Example]] = {"chat": [], "qa": []}
     for _ in range(12):
@@ -147,10 +147,10 @@ def test_held_out_examples_keep_their_raw_spans(folder: Path) -> None:
 
 def test_a_shard_counts_what_it_holds(tmp_path: Path) -> None:
     rows = some_rows(6)
-    told = write_shard(tmp_path / "s.safetensors", iter(rows), {"plan": "p"})
-    assert Shard(tmp_path / "s.safetensors").about == told
+    summary = write_shard(tmp_path / "s.safetensors", iter(rows), {"plan": "p"})
+    assert Shard(tmp_path / "s.safetensors").about == summary
     chats = [(e, row.ratio) for row in rows for e in row.examples if e.kind == "chat"]
-    assert told["by_kind"]["chat"] == {
+    assert summary["by_kind"]["chat"] == {
         "examples": len(chats),
         "positions": sum(
             len(e.ids) - len(e.spans) + sum(-(-len(s) // ratio) for s in e.spans)
@@ -159,8 +159,8 @@ def test_a_shard_counts_what_it_holds(tmp_path: Path) -> None:
         "source_tokens": sum(len(span) for e, _ in chats for span in e.spans),
         "scored_tokens": sum(sum(e.is_scored) for e, _ in chats),
     }
-    assert set(told["by_source"]) == {"bücher"}
-    assert sum(told["ratios"].values()) == told["rows"] == 6
+    assert set(summary["by_source"]) == {"bücher"}
+    assert sum(summary["ratios"].values()) == summary["rows"] == 6
 
 
 def test_a_shard_without_rows_is_one(tmp_path: Path) -> None:

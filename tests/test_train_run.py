@@ -227,6 +227,7 @@ MAIN = "data__mixtures__main__"
         ({"data__held_out": ["short.txt"]}, "held-out texts: none of 1 documents"),
         ({"data__held_out": ["a.txt"]}, "held-out texts are trained on too"),
         ({"data__train": ["empty.txt"]}, "holds no text"),
+        ({"data__train": ["bad.jsonl"]}, r"bad\.jsonl, line 2, is not JSON"),
         (
             {f"{MAIN}copy_tokens": [300, 400], f"{MAIN}weights": {"reconstruction": 1}},
             "longer than a row",
@@ -255,6 +256,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(
     monkeypatch.setattr("octavo.data.packing.MAX_TOO_LONG", 50)
     (tmp_path / "short.txt").write_text("short", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_bytes(b'{"text": "x"}\n{"text": "\xff"}\n')
     steps: list[Any] = []
     with pytest.raises(OctavoError, match=says):
         train(recipe(tmp_path, **changes), tmp_path, on_step=lambda *step: steps.append(step))

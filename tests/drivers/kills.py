@@ -46,14 +46,14 @@ def in_phase(owner: Any, name: str, phase: str) -> None:
     """Tell of every call of a function that the run is in a phase."""
     inner = getattr(owner, name)
 
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         before, page[PHASE] = page[PHASE], PHASES.index(phase)
         try:
             return inner(*args, **kwargs)
         finally:
             page[PHASE] = before
 
-    setattr(owner, name, told)
+    setattr(owner, name, watched)
 
 
 def watch() -> None:
