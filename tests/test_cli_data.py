@@ -95,7 +95,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_is_how(
     assert stopped.code == 130
     line = "octavo data prepare mine.toml -o 'my rows' --set seed=2"
     assert stopped.err.splitlines()[-1] == (
-        f"interrupted; whole shards are kept, go on with: {line}"
+        f"interrupted; whole shards are kept, continue with: {line}"
     )
     assert stopped.out == ""
     assert run("mine.toml", "-o", "my rows", "--set", "seed=2").code == 0

@@ -193,7 +193,7 @@ def check_ratio_divides_window(ratio: int, window: int) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object, saying which file is at fault."""
+    """Read one JSON object, naming the file in errors."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

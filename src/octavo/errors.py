@@ -8,7 +8,7 @@
     ├── PromptError          a prompt that is malformed
     │   └── PromptTooLongError   a prompt beyond the decoder's positions
     ├── InputError           a text or file that cannot be read as text
-    ├── TrainingError        a recipe or a training run that cannot go on
+    ├── TrainingError        a recipe or a training run that cannot continue
     ├── EvaluationError      a task, method or set of rows that cannot be evaluated
     └── MissingExtraError    an optional dependency that is not installed
 
@@ -50,7 +50,7 @@ class InputError(OctavoError, ValueError):
 
 
 class TrainingError(OctavoError, ValueError):
-    """A recipe or a training run that cannot go on."""
+    """A recipe or a training run that cannot continue."""
 
 
 class EvaluationError(OctavoError, ValueError):

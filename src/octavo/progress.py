@@ -1,4 +1,4 @@
-"""How long work says how far it has come: plain callbacks, which the command line draws as bars."""
+"""How long work reports its progress: plain callbacks, which the command line draws as bars."""
 
 from collections.abc import Callable
 
@@ -14,4 +14,4 @@ OnNote = Callable[[str, str], None]
 
 
 def ignore(what: str, done: int, total: int) -> None:
-    """Report to nobody."""
+    """Report nothing."""

@@ -1,4 +1,4 @@
-"""Compare the settings of work that goes on with those it began with."""
+"""Compare the settings of work that is continued with those it began with."""
 
 import json
 from collections.abc import Callable, Mapping

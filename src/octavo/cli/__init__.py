@@ -122,7 +122,7 @@ def _take_debug(args: Sequence[str]) -> tuple[list[str], bool]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the chatter of other libraries off stderr."""
+    """Keep the messages of other libraries off stderr."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -134,7 +134,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(error: Exception) -> tuple[str, int]:
-    """Return an error as one line that names the cure, and its exit code."""
+    """Return an error as one line that says what to do, and its exit code."""
     if isinstance(error, OctavoError):
         return one_line(str(error)), 2 if isinstance(error, Misuse) else 1
     # The parser's errors live in click or inside typer, as typer's version has it.

@@ -43,7 +43,7 @@ def prepare(
     """Cut examples from texts and pack them into rows.
 
     Point data.rows of a recipe at FOLDER to train on them. Paths in the recipe start at the current
-    folder. The same command goes on where an interrupted one stopped.
+    folder. The same command continues where an interrupted one stopped.
     """
     chosen = overrides or []
     config = load_recipe(recipe, chosen, "data.row_tokens=512")
@@ -67,7 +67,7 @@ def prepare(
             line += ["--set", override]
         line += ["--processes", str(processes)] if processes > 1 else []
         raise KeyboardInterrupt(
-            f"interrupted; whole shards are kept, go on with: {shlex.join(line)}"
+            f"interrupted; whole shards are kept, continue with: {shlex.join(line)}"
         ) from None
     typer.echo(_table(manifest))
 

@@ -1,4 +1,4 @@
-"""What a user hands to the command line: texts, questions and places to write to."""
+"""What a user gives to the command line: texts, questions and places to write to."""
 
 import codecs
 import os

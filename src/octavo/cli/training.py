@@ -138,7 +138,7 @@ def find_recipe(name: str) -> Path:
 
 
 def _resume_line(recipe: str, overrides: list[str]) -> str:
-    """Return the command that goes on with an interrupted run."""
+    """Return the command that continues an interrupted run."""
     line = ["octavo", "train", recipe]
     for override in overrides:
         line += ["--set", override]

@@ -85,7 +85,7 @@ class Batch(Protocol):
         ...
 
     def close(self) -> None:
-        """End all rows and give back what they hold; prefixes may be kept. May be called twice."""
+        """End all rows and free what they hold; prefixes may be kept. May be called twice."""
         ...
 
 

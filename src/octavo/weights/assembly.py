@@ -2,7 +2,7 @@
 
 The encoder may be the first layers of the decoder itself: same tokenizer, and features close to
 what the decoder expects. A fresh adapter starts at the scale of the decoder's token embeddings, so
-that the first latents are neither invisible nor deafening.
+that the first latents are neither too small nor too large to read.
 """
 
 import copy
@@ -26,7 +26,7 @@ from octavo.weights.base import BASE_NAME, ensure_base
 PINNED_BASE = f"octavo:{BASE_NAME}"
 """How checkpoints name the pinned base model."""
 RESIDUAL_ADAPTER_SCALE = 0.1
-"""Beside the order-preserving sum a fresh adapter only whispers. A starting value, unmeasured."""
+"""A fresh adapter adds little to the order-preserving sum. A starting value, unmeasured."""
 
 
 def load_base(name: str, base: Path | None = None, progress: Progress | None = None) -> str:
