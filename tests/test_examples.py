@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CHECKPOINT, TEXT
+from transformers import Trainer, TrainingArguments
 
 import octavo
 from octavo.errors import TrainingError
@@ -32,6 +33,31 @@ def test_a_training_example_learns_and_its_model_opens(kind: str, tmp_path: Path
     assert sum(losses[15:20]) < sum(losses[:5])
     before, after = octavo.load(CHECKPOINT), octavo.load(tmp_path / "model")
     assert not torch.equal(before.compress(TEXT).latents, after.compress(TEXT).latents)
+
+
+def test_a_run_of_trainer_resumes_exactly_and_its_checkpoints_open(tmp_path: Path) -> None:
+    asked = [{"type": "memory", "text": TEXT}, {"type": "text", "text": "Who signed?"}]
+    answered = {"role": "assistant", "content": "Nobody."}
+    chats = [{"messages": [{"role": "user", "content": asked}, answered]}] * 8
+
+    def run(name: str, resume: Path | None = None) -> list[torch.Tensor]:
+        model = octavo.load(CHECKPOINT, device="cpu")
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / name), max_steps=4, save_steps=2, report_to=[], use_cpu=True,
+            per_device_train_batch_size=2, remove_unused_columns=False, disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        collate = octavo.ChatCollator(model.prompts)
+        trainer = Trainer(model.lclm, arguments, train_dataset=chats, data_collator=collate)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return list(model.lclm.parameters())
+
+    whole = run("whole")
+    resumed = run("resumed", tmp_path / "whole" / "checkpoint-2")
+    opened = octavo.load(tmp_path / "whole" / "checkpoint-4", device="cpu").lclm.parameters()
+    for one, two, three in zip(whole, resumed, opened, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
 
 
 def test_the_collator_lays_out_what_the_model_would_be_asked(model: octavo.Model) -> None:
