@@ -28,15 +28,15 @@ common=(
 )
 
 here=.venv/bin/python there=.venv-kvpress/bin/python
-raw="full none truncate-left octavo octavo@2 bm25"
+plain="raw none truncate-left octavo octavo@2 bm25"
 presses="snapkv expected-attention"
 jobs=(  # python | methods | tasks
-  "$here | full none octavo octavo@2 shuffled | reconstruction --length 256 --limit 24"
-  "$here | full none octavo octavo@2 shuffled | perplexity --length 512 --limit 24"
-  "$here | $raw truncate-middle shuffled@4 | squad --limit 30"
-  "$here | $raw | ruler --length 1024 --length 2048 --limit 3"
-  "$here | $raw | key_value --length 1024 --length 2048 --limit 6"
-  "$here | full none octavo truncate-left | gsm8k/whole --limit 2"
+  "$here | raw none octavo octavo@2 shuffled | reconstruction --length 256 --limit 24"
+  "$here | raw none octavo octavo@2 shuffled | perplexity --length 512 --limit 24"
+  "$here | $plain truncate-middle shuffled@4 | squad --limit 30"
+  "$here | $plain | ruler --length 1024 --length 2048 --limit 3"
+  "$here | $plain | key_value --length 1024 --length 2048 --limit 6"
+  "$here | raw none octavo truncate-left | gsm8k/whole --limit 2"
   # KVzip reads a context again at six times the cost of a prefill: fewer items.
   "$there | kvzip | ruler --length 2048 --limit 1"
   "$there | kvzip | ruler key_value --length 1024 --limit 1"

@@ -13,7 +13,7 @@ RULER = (
 RATIOS = (4, 8, 16)
 RIVALS = ("snapkv", "expected-attention", "kvzip", "bm25", "truncate-left", "truncate-middle")
 SKILL = {
-    "full": 0.86, "none": 0.04, "octavo": 0.78, "snapkv": 0.42, "expected-attention": 0.7,
+    "raw": 0.86, "none": 0.04, "octavo": 0.78, "snapkv": 0.42, "expected-attention": 0.7,
     "kvzip": 0.85, "bm25": 0.55, "truncate-left": 0.3, "truncate-middle": 0.33,
 }  # fmt: skip
 KV_BYTES = 23040
@@ -21,7 +21,7 @@ KV_BYTES = 23040
 
 def labels(ratios: Sequence[int] = RATIOS) -> list[tuple[str, int | None]]:
     return [
-        ("full", None),
+        ("raw", None),
         ("none", None),
         *((method, ratio) for method in ("octavo", *RIVALS) for ratio in ratios),
     ]
@@ -93,9 +93,9 @@ def many(num_items: int, lengths: Sequence[int] = (1024, 2048)) -> list[Any]:
                     one["answer"] = " \n"
                 made.append(one)
     for task in ("reconstruction", "perplexity"):
-        for method, ratio in [("full", None), ("none", None), *(("octavo", r) for r in RATIOS)]:
+        for method, ratio in [("raw", None), ("none", None), *(("octavo", r) for r in RATIOS)]:
             for index in range(num_items):
-                base = {"full": 0.97, "none": 0.1}.get(method, 0.99 - 0.02 * (ratio or 0))
+                base = {"raw": 0.97, "none": 0.1}.get(method, 0.99 - 0.02 * (ratio or 0))
                 quarters = [min(1, max(0, base - 0.04 * q + rng.gauss(0, 0.03))) for q in range(4)]
                 score = sum(quarters) / 4
                 one = row(task, 512, f"{index:04d}", method, ratio, score=score)

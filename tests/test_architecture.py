@@ -17,7 +17,7 @@ PACKAGE = Path(octavo.__file__).parent
 SOURCE = PACKAGE.parent
 MAX_FUNCTION_LINES = 60
 MAX_FOLDER_FILES = 14
-CLI_FUNCTIONS = {"evaluate", "bench", "generate", "draw_frontier", "place_names"}
+CLI_FUNCTIONS = {"evaluate", "bench", "generate"}
 """Verbs whose options alone fill a page: each is an argument with its help."""
 
 # Each room may import these rooms, itself, and what those may import.
@@ -30,6 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "files": {"errors"},
     "records": {"errors"},
     "machine": {"errors"},
+    "statistics": {"errors"},
     "prompt": {"config"},
     "context": {"config", "files"},
     "nn": {"config"},
@@ -41,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "loading": {"model", "machine"},
     "recipe": {"config"},
     "data": {"recipe", "records", "prompt", "files", "weights", "settings"},
-    "train": {"data", "costs", "machine", "weights"},
+    "train": {"data", "costs", "machine", "weights", "statistics"},
     "cli": {"loading", "train"},
     "octavo_evals": {"loading", "costs", "records", "cli"},
     "__init__": set(),  # lazily, by name
@@ -69,6 +70,9 @@ FENCED = {
     "bm25s": {"octavo_evals/methods"},
     "llmlingua": {"octavo_evals/methods"},
     "matplotlib": {"octavo_evals/report"},
+    "pandas": {"octavo_evals/report"},
+    "jinja2": {"octavo_evals/report"},
+    "adjustText": {"octavo_evals/report"},
     "wonderwords": {"octavo_evals/tasks"},
     "rouge": {"octavo_evals/metrics.py"},
     "jieba": {"octavo_evals/metrics.py"},

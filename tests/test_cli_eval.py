@@ -48,13 +48,13 @@ def test_eval_writes_a_row_for_every_answer_and_only_once(octavo_eval: Run, tmp_
     assert first.code == 0
     assert first.out.strip() == str(tmp_path / "rows" / "rows.jsonl")
     assert "6 rows written" in first.err
-    wanted = {("octavo", 4), ("full", None), ("none", None)}
+    wanted = {("octavo", 4), ("raw", None), ("none", None)}
     assert {(m, r) for m, r, _ in rows(tmp_path)} == wanted
     assert len(rows(tmp_path)) == 6
     again = octavo_eval(*line)
     assert "0 rows written" in again.err
     assert "6 were there" in again.err
-    more = octavo_eval("perplexity", "--length", "400", "--limit", "3", "--method", "full")
+    more = octavo_eval("perplexity", "--length", "400", "--limit", "3", "--method", "raw")
     assert "1 rows written" in more.err
     assert len(rows(tmp_path)) == 7
 

@@ -39,8 +39,8 @@ def ask(
     return read(model, method.hold(parts), parts)
 
 
-def full(model: octavo.Model, parts: Parts) -> Outcome:
-    method = make_method("full", None, model, DataFiles())
+def raw(model: octavo.Model, parts: Parts) -> Outcome:
+    method = make_method("raw", None, model, DataFiles())
     return read(model, method.hold(parts), parts)
 
 
@@ -49,11 +49,11 @@ def test_a_press_that_does_nothing_answers_as_the_raw_text(model: octavo.Model, 
     target = {"target": " three sons of a miller", "is_chat": False}
     for fields in ({}, target, {**target, "after": ""}):
         parts = parts_of(model, **fields)
-        pressed, raw = ask(model, nothing, parts, name), full(model, parts)
-        assert pressed.reply.text == raw.reply.text
-        assert pressed.reply.token_hits == raw.reply.token_hits
-        assert pressed.reply.token_nats == pytest.approx(raw.reply.token_nats, abs=1e-5)
-        assert pressed.prompt_tokens == raw.prompt_tokens
+        pressed, plain = ask(model, nothing, parts, name), raw(model, parts)
+        assert pressed.reply.text == plain.reply.text
+        assert pressed.reply.token_hits == plain.reply.token_hits
+        assert pressed.reply.token_nats == pytest.approx(plain.reply.token_nats, abs=1e-5)
+        assert pressed.prompt_tokens == plain.prompt_tokens
         assert bool(fields) == bool(pressed.reply.token_nats)
 
 
@@ -132,7 +132,7 @@ def test_kvpress_itself_leaves_what_its_ratio_says(tmp_path: Path) -> None:
     methods = ["snapkv@4", "expected-attention@4", "kvzip@4", "snapkv-question@4"]
     methods += ["streaming-llm@4", "knorm@4", "tova@4"]
     line = [sys.executable, "-m", "octavo", "eval", "perplexity", "--length", "400", "--limit", "1"]
-    line += [part for name in ["full", *methods] for part in ("--method", name)]
+    line += [part for name in ["raw", *methods] for part in ("--method", name)]
     line += ["--data", f"text={tmp_path}/text.txt", "-o", str(tmp_path / "rows")]
     done = subprocess.run(
         [*line, "--python", str(python), "--device", "cpu"], capture_output=True, text=True
@@ -144,7 +144,7 @@ def test_kvpress_itself_leaves_what_its_ratio_says(tmp_path: Path) -> None:
     a_position = rows["kvzip"]["cache_bytes"] / rows["kvzip"]["prompt_tokens"]
     for name, row in rows.items():
         assert 0 < row["metrics"]["nats"] < 12
-        if name in ("full", "kvzip"):
+        if name in ("raw", "kvzip"):
             continue
         kept = row["cache_bytes"] / a_position
         assert kept == pytest.approx(row["prompt_tokens"] / 4, abs=8), name

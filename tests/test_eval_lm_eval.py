@@ -207,7 +207,7 @@ def test_tags_that_are_not_one_pair_around_a_text_are_refused(prompt: str, count
     ],
 )
 def test_a_prompt_that_no_rule_fits_is_refused_with_the_ways_out(prompt: str) -> None:
-    with pytest.raises(EvaluationError, match="compress=all, or method=full,compress=none"):
+    with pytest.raises(EvaluationError, match="compress=all, or method=raw,compress=none"):
         split(prompt)
 
 
@@ -223,7 +223,7 @@ def test_a_whole_prompt_may_be_compressed_or_none_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("method", "answer"),
-    [("octavo", "4830571"), ("full", "4830571"), ("none", "no idea"), ("identity", None)],
+    [("octavo", "4830571"), ("raw", "4830571"), ("none", "no idea"), ("identity", None)],
 )
 def test_methods_read_a_flat_prompt_as_they_read_items(
     make: Any, fake_model: octavo.Model, method: str, answer: str | None
@@ -255,7 +255,7 @@ def test_questions_about_one_context_compress_it_once(make: Any, fake_model: oct
 def test_an_answer_ends_at_a_stop_string_and_at_its_limit(
     make: Any, fake_model: octavo.Model
 ) -> None:
-    tested = make(oracle(fake_model, lambda text: ["one", "two", "three"]), method="full")
+    tested = make(oracle(fake_model, lambda text: ["one", "two", "three"]), method="raw")
     assert ask(tested) == [" one, two, three"]
     assert ask(tested, until=["three", ", t"]) == [" one"]
     assert ask(tested, until=", th") == [" one, two"]
@@ -264,7 +264,7 @@ def test_an_answer_ends_at_a_stop_string_and_at_its_limit(
         fake_model.prompts.text_ids(" one, two, three")[:3]
     )
     assert ask(tested, max_new_tokens=3) == [short]
-    limited = make(oracle(fake_model, lambda text: ["one", "two"]), method="full", max_gen_toks=3)
+    limited = make(oracle(fake_model, lambda text: ["one", "two"]), method="raw", max_gen_toks=3)
     assert ask(limited) == [short]
 
 
@@ -289,7 +289,7 @@ def test_sampling_and_prompts_that_do_not_fit_are_refused(
     with pytest.raises(EvaluationError, match=r"samples at temperature 0.7.*do_sample=False"):
         ask(tested, do_sample=True, temperature=0.7)
     with pytest.raises(PromptTooLongError, match="has 300"):
-        ask(make(oracle(fake_model, find_needle, max_positions=300), method="full"))
+        ask(make(oracle(fake_model, find_needle, max_positions=300), method="raw"))
 
 
 def test_the_shuffled_control_reads_another_requests_context(
@@ -354,7 +354,7 @@ def test_chat_rules_follow_compress(make: Any, fake_model: octavo.Model) -> None
     rendered = make(fake_model, compress="all").apply_chat_template([user])
     assert f"{MEMORY_START}Say it.{MEMORY_END}" in rendered
     assert rendered.endswith("<|im_start|>assistant\n")
-    tested = make(fake_model, compress="none", method="full")
+    tested = make(fake_model, compress="none", method="raw")
     assert MEMORY_START not in tested.apply_chat_template([user])
     with pytest.raises(EvaluationError, match="compress=all, or"):
         make(fake_model).apply_chat_template([user])
@@ -406,7 +406,7 @@ def likelihood(model: octavo.Model, *args: Any) -> tuple[float, bool]:
 TAGGED = f"Read: {MEMORY_START}{TEXT}{MEMORY_END}\n\nWho copied the tide table?"
 
 
-@pytest.mark.parametrize("method", ["octavo", "full", "none"])
+@pytest.mark.parametrize("method", ["octavo", "raw", "none"])
 def test_a_continuation_is_as_likely_as_a_slow_reading_finds_it(
     make: Any, model: octavo.Model, method: str
 ) -> None:
@@ -416,7 +416,7 @@ def test_a_continuation_is_as_likely_as_a_slow_reading_finds_it(
     slots = [model.prompts.slot_id] * len(latents)
     middle = {
         "octavo": [model.prompts.start_id, *slots, model.prompts.end_id],
-        "full": text_ids(TEXT),
+        "raw": text_ids(TEXT),
         "none": [],
     }[method]
     tested = make(model, method=method, ratio=4)
@@ -517,7 +517,7 @@ def test_the_harness_finds_the_model_and_makes_it_of_its_arguments(
     [
         ({"compresion": "all"}, "unknown model argument compresion; known: pretrained, method"),
         ({"compress": "half"}, "compress='half', expected one of auto, all, none"),
-        ({"compress": "none"}, "give method=full with it"),
+        ({"compress": "none"}, "give method=raw with it"),
         ({"max_length": 1}, "max_length is 1, expected at least 2"),
         ({"method": "octvo"}, "did you mean octavo"),
     ],
@@ -606,7 +606,7 @@ asked = {
         (one, {"until": ["r"], "max_gen_toks": 12, "do_sample": False}) for one in ("Low at", chat)
     ],
 }
-raw = {"method": "full", "compress": "none"}
+raw = {"method": "raw", "compress": "none"}
 models = [
     HFLM(pretrained=folder + "/decoder", device="cpu", dtype="float32", max_length=64),
     register()(folder, device="cpu", max_length=65, **raw),

@@ -57,7 +57,7 @@ def test_an_oracle_scores_100_on_all_13_tasks_from_text_and_from_perfect_latents
 ) -> None:
     known = answers()
     solving = oracle(model, lambda text: solve(text, known))
-    methods = choose(["full", "octavo@4", "none", "shuffled@4"], [])
+    methods = choose(["raw", "octavo@4", "none", "shuffled@4"], [])
     evaluate(
         solving,
         find_tasks(["ruler"]),
@@ -70,7 +70,7 @@ def test_an_oracle_scores_100_on_all_13_tasks_from_text_and_from_perfect_latents
     found = means(tmp_path)
     assert len(found) == 13 * 4
     for (task, method), score in found.items():
-        if method in ("full", "octavo"):
+        if method in ("raw", "octavo"):
             assert score == 1.0, (task, method)
         elif "qa" not in task or method == "none":  # few documents here: other items hold them too
             assert score < 0.5, (task, method)
@@ -81,6 +81,6 @@ def test_a_deaf_engine_scores_about_0_on_all_13_tasks(
 ) -> None:
     tasks = find_tasks(["ruler"])
     evaluate(
-        deaf(model), tasks, [("full", None)], tmp_path, lengths=[LENGTH], limit=LIMIT, data=places
+        deaf(model), tasks, [("raw", None)], tmp_path, lengths=[LENGTH], limit=LIMIT, data=places
     )
     assert set(means(tmp_path).values()) == {0.0}

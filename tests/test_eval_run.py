@@ -81,15 +81,15 @@ def scores(folder: Path) -> dict[str, float]:
 def test_a_perfect_compressor_scores_as_the_raw_text_and_a_wrong_context_as_nothing(
     seeing: octavo.Model, tmp_path: Path
 ) -> None:
-    methods = choose(["full", "none", "octavo", "shuffled"], [4])
+    methods = choose(["raw", "none", "octavo", "shuffled"], [4])
     evaluate(seeing, [Lamps()], methods, tmp_path)
     found = scores(tmp_path)
-    assert found["full"] == found["octavo@4"] == 1.0
+    assert found["raw"] == found["octavo@4"] == 1.0
     assert found["none"] == 0.0
     # Another item's lamps: right only where two texts happen to share a lamp's colour.
     assert found["shuffled@4"] == 0.0
     answers = {(r["id"], r["method"]): r["answer"] for r in rows_of(tmp_path)}
-    assert all(answers[i, "octavo"] == answers[i, "full"] for i, _ in answers)
+    assert all(answers[i, "octavo"] == answers[i, "raw"] for i, _ in answers)
 
 
 def test_an_identity_compressor_reproduces_the_raw_text_exactly(
@@ -101,7 +101,7 @@ def test_an_identity_compressor_reproduces_the_raw_text_exactly(
     evaluate(
         model,
         [Lamps(), *likelihood],
-        choose(["full", "identity", "none"], []),
+        choose(["raw", "identity", "none"], []),
         tmp_path / "rows",
         lengths=[400],
         limit=3,
@@ -112,7 +112,7 @@ def test_an_identity_compressor_reproduces_the_raw_text_exactly(
     for (task, index, method), row in rows.items():
         if method != "identity":
             continue
-        full, none = rows[task, index, "full"], rows[task, index, "none"]
+        full, none = rows[task, index, "raw"], rows[task, index, "none"]
         assert (row["answer"], row["metrics"]) == (full["answer"], full["metrics"])
         assert row["latents"] == full["context_tokens"]
         assert row["prompt_tokens"] == full["prompt_tokens"]
@@ -140,9 +140,9 @@ def test_truncation_keeps_its_end_and_the_budget(
 ) -> None:
     seen: list[str] = []
     watching = oracle(model, lambda text: seen.append(text) or ["x"])  # type: ignore[func-returns-value]
-    evaluate(watching, [Lamps()], choose([method, "full"], []), tmp_path, limit=1)
+    evaluate(watching, [Lamps()], choose([method, "raw"], []), tmp_path, limit=1)
     short, full = (
-        next(r for r in rows_of(tmp_path) if r["method"] == m) for m in (method[:-2], "full")
+        next(r for r in rows_of(tmp_path) if r["method"] == m) for m in (method[:-2], "raw")
     )
     lost = full["prompt_tokens"] - short["prompt_tokens"]
     assert lost == full["context_tokens"] - -(-full["context_tokens"] // 2)
@@ -200,7 +200,7 @@ def test_a_context_is_compressed_once_for_all_its_questions(
 
 
 def test_a_local_engine_accounts_for_what_it_holds(model: octavo.Model, tmp_path: Path) -> None:
-    evaluate(model, [Lamps()], choose(["full", "octavo@4"], []), tmp_path, limit=2)
+    evaluate(model, [Lamps()], choose(["raw", "octavo@4"], []), tmp_path, limit=2)
     full, later, octavo_row, _ = rows_of(tmp_path)
     decoder = model.lclm.decoder.config
     head = full["prompt_tokens"] - full["context_tokens"]
@@ -223,22 +223,23 @@ def test_an_item_that_does_not_fit_becomes_a_skipped_row(
     model: octavo.Model, tmp_path: Path
 ) -> None:
     small = oracle(model, solve_lamps, max_positions=90)
-    account = evaluate(small, [Lamps()], choose(["full", "octavo@4"], []), tmp_path, limit=2)
+    account = evaluate(small, [Lamps()], choose(["raw", "octavo@4"], []), tmp_path, limit=2)
     skipped = [row for row in rows_of(tmp_path) if row["skipped"]]
-    assert {row["method"] for row in skipped} == {"full"}
+    assert {row["method"] for row in skipped} == {"raw"}
     assert all(row["score"] is None and "90" in row["skipped"] for row in skipped)
-    assert "full" in account.skipped
+    assert "raw" in account.skipped
     assert account.written == 4
 
 
 @pytest.mark.parametrize(
     ("names", "ratios", "says"),
     [
-        (["ful"], [], "did you mean full"),
-        (["qqqq"], [], "known: full"),
+        (["raww"], [], "did you mean raw"),
+        (["full"], [], "the method full is now called raw; give --method raw"),
+        (["qqqq"], [], "known: raw"),
         (["octavo"], [], "needs a ratio"),
         (["octavo@x"], [], "write octavo@4"),
-        (["full@4"], [], "full has no ratio"),
+        (["raw@4"], [], "raw has no ratio"),
         (["octavo@1"], [], "compresses nothing"),
     ],
 )
@@ -279,8 +280,8 @@ def test_a_task_of_ones_own_is_a_class_and_a_line_in_the_table(
     seeing: octavo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TASKS, "lamps", Lamps())
-    evaluate(seeing, find_tasks(["lamps"]), [("full", None)], tmp_path)
-    assert scores(tmp_path) == {"full": 1.0}
+    evaluate(seeing, find_tasks(["lamps"]), [("raw", None)], tmp_path)
+    assert scores(tmp_path) == {"raw": 1.0}
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
@@ -345,13 +346,13 @@ def test_a_wrong_data_option_is_one_clear_error(given: str) -> None:
 
 
 def row(index: int, **other: Any) -> dict[str, Any]:
-    return {"task": "t", "length": None, "id": str(index), "method": "full", "ratio": None, **other}
+    return {"task": "t", "length": None, "id": str(index), "method": "raw", "ratio": None, **other}
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_rows(
     seeing: octavo.Model, tmp_path: Path
 ) -> None:
-    methods = choose(["full", "none", "octavo@4", "bm25@4"], [])
+    methods = choose(["raw", "none", "octavo@4", "bm25@4"], [])
 
     evaluate(seeing, [Lamps()], methods, tmp_path / "whole")
     timeless = {"compress_seconds", "ttft_seconds", "decode_seconds", "peak_bytes", "is_reused"}
@@ -378,19 +379,19 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_rows(
 
 
 def test_rows_of_other_settings_are_refused_and_stay(seeing: octavo.Model, tmp_path: Path) -> None:
-    evaluate(seeing, [Lamps()], [("full", None)], tmp_path, limit=1)
+    evaluate(seeing, [Lamps()], [("raw", None)], tmp_path, limit=1)
     before = (tmp_path / "rows.jsonl").read_bytes()
     with pytest.raises(EvaluationError, match=r"seed is 7, but the rows .* with 42; .*-o"):
-        evaluate(seeing, [Lamps()], [("full", None)], tmp_path, seed=7)
+        evaluate(seeing, [Lamps()], [("raw", None)], tmp_path, seed=7)
     (tmp_path / "text.txt").write_text("one")
     evaluate(
-        seeing, [Lamps()], [("full", None)], tmp_path, limit=1,
+        seeing, [Lamps()], [("raw", None)], tmp_path, limit=1,
         data=DataFiles([f"text={tmp_path / 'text.txt'}"]),
     )  # fmt: skip
     (tmp_path / "text.txt").write_text("two")
     with pytest.raises(EvaluationError, match=r"data\.text"):
         evaluate(
-            seeing, [Lamps()], [("full", None)], tmp_path,
+            seeing, [Lamps()], [("raw", None)], tmp_path,
             data=DataFiles([f"text={tmp_path / 'text.txt'}"]),
         )  # fmt: skip
     assert (tmp_path / "rows.jsonl").read_bytes() == before
@@ -458,5 +459,5 @@ def rows_text(folder: Path) -> list[bytes]:
 
 
 def test_a_deaf_engine_scores_nothing(model: octavo.Model, tmp_path: Path) -> None:
-    evaluate(deaf(model), [Lamps()], [("full", None)], tmp_path)
-    assert scores(tmp_path) == {"full": 0.0}
+    evaluate(deaf(model), [Lamps()], [("raw", None)], tmp_path)
+    assert scores(tmp_path) == {"raw": 0.0}

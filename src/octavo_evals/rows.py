@@ -22,6 +22,7 @@ import octavo
 from octavo.errors import EvaluationError
 from octavo.files import WriteError, write_text
 from octavo.settings import flatten, refuse_change
+from octavo_evals.methods import OLD_NAMES
 
 try:
     import fcntl
@@ -52,7 +53,8 @@ class RowKind:
 
     def key_of(self, row: Mapping[str, Any]) -> Key:
         """Return what a row is about: no two rows of a file share it."""
-        return tuple(row.get(name) for name in self.key)
+        values = {**row, "method": OLD_NAMES.get(row["method"], row["method"])}
+        return tuple(values.get(name) for name in self.key)
 
     def problem_of(self, row: Any) -> str | None:
         """Return what keeps an object from being a row of this kind."""
@@ -79,7 +81,7 @@ ANSWER = RowKind(
         "references": (list,), "metrics": _TABLE, "metric": _TEXT, "about": _TABLE,
         "seed": _COUNT, "model": _TEXT, "fingerprint": _TEXT, "device": _TEXT, "dtype": _TEXT,
         "machine": _TEXT, "versions": _TABLE, "threads": _COUNT, "is_reused": _BOOL,
-        "is_masked": _BOOL, "context_tokens": _COUNT, "prompt_tokens": _COUNT,
+        "is_masked": _BOOL, "context_id": _TEXT, "context_tokens": _COUNT, "prompt_tokens": _COUNT,
         "new_tokens": _COUNT, "latents": _COUNT, "compress_seconds": _NUMBER,
         "ttft_seconds": _NUMBER, "decode_seconds": _NUMBER, "context_bytes": _NUMBER,
         "cache_bytes": _NUMBER, "peak_bytes": _NUMBER,
@@ -223,7 +225,7 @@ class RowFile:
             file.seek(self._read)
             new = file.read()
             whole = new[: new.rfind(b"\n") + 1]
-            for row in _rows_in(whole, self.path, self.kind):
+            for row in _rows_in(whole, self.path, self.kind, len(self._done)):
                 self._note(row)
             if len(whole) < len(new):
                 if not (self._done or new.startswith(b"{")):
@@ -291,14 +293,15 @@ def read_rows(path: Path, kind: RowKind) -> list[Row]:
     return list(_rows_in(data[: data.rfind(b"\n") + 1], path, kind))
 
 
-def _rows_in(lines: bytes, path: Path, kind: RowKind) -> Iterator[Row]:
-    for line in lines.decode("utf-8", errors="replace").split("\n")[:-1]:
+def _rows_in(lines: bytes, path: Path, kind: RowKind, known: int = 0) -> Iterator[Row]:
+    """Yield the rows of some lines, before which `known` rows were read."""
+    for number, line in enumerate(lines.decode("utf-8", "replace").split("\n")[:-1], known + 1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise _no_row(path, kind, str(error), line) from error
+            raise _no_row(path, kind, f"line {number}: {error}", line) from error
         if problem := kind.problem_of(row):
-            raise _no_row(path, kind, problem, line)
+            raise _no_row(path, kind, f"line {number}: {problem}", line)
         yield row
 
 

@@ -143,6 +143,7 @@ def _run(model: Model, work: _Work, todo: set[Key], account: Account) -> Iterato
             **dict(zip(ANSWER.key, work.key(item), strict=True)),
             "references": list(item.references),
             "metric": work.task.metric,
+            "context_id": hashlib.sha256(item.context.encode()).hexdigest()[:16],
             "context_tokens": len(parts.context),
             "is_masked": method.is_masked,
             "about": dict(item.about),

@@ -5,7 +5,7 @@ difference to reading nothing: a compressor whose gain's interval holds zero has
 `retention` is the part of what raw text gains over nothing that the latents keep. `shuffled` reads
 the latents of another example, and must do no better than nothing.
 
-Shapes: E examples, B rows, T positions, M spans, P scored positions, S bootstrap samples.
+Shapes: E examples, B rows, T positions, M spans, P scored positions.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,11 @@ from octavo.data.examples import Example
 from octavo.data.rows import Row
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
+from octavo.statistics import estimate
 from octavo.train.batch import collate
 
 View = Literal["latents", "raw", "none", "shuffled"]
 VIEWS: tuple[View, ...] = ("latents", "raw", "none", "shuffled")
-NUM_SAMPLES = 1000
-"""Bootstrap samples: the ends of an interval are then good to two digits."""
 
 
 class Tally(NamedTuple):
@@ -195,15 +194,7 @@ def _over(gain_E2: Tensor, possible_E2: Tensor) -> Tensor:
 
 
 def _interval(values_E2: Tensor) -> list[float]:
-    """Return `[mean, low, high]` of a sum over a sum, resampling examples with a fixed seed.
-
-    Samples whose divisor is not positive have no value, and are left out.
-    """
-    generator = torch.Generator().manual_seed(0)
-    drawn_SE = torch.randint(len(values_E2), (NUM_SAMPLES, len(values_E2)), generator=generator)
-    value_S, divisor_S = values_E2[drawn_SE].sum(1).unbind(1)
-    is_usable_S = divisor_S > 0
-    means = (value_S / divisor_S)[is_usable_S].sort().values.tolist()
-    value, divisor = values_E2.sum(0).tolist()
-    low, high = means[int(0.025 * len(means))], means[int(0.975 * len(means))]
-    return [round(number, 4) for number in (value / divisor, low, high)]
+    """Return `[mean, low, high]`; a single example is its own interval."""
+    found = estimate([values_E2.numpy()])
+    ends = (found.value if end is None else end for end in (found.low, found.high))
+    return [round(number, 4) for number in (found.value, *ends)]

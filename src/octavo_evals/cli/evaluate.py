@@ -40,8 +40,8 @@ def evaluate(
         typer.Option(
             "--method",
             metavar="METHOD",
-            help="octavo, full, none, truncate-left, bm25, snapkv, …, or octavo@4; repeatable. "
-            "By default octavo, full and none.",
+            help="octavo, raw, none, truncate-left, bm25, snapkv, …, or octavo@4; repeatable. "
+            "By default octavo, raw and none.",
         ),
     ] = None,
     model: ModelName = None,
@@ -99,7 +99,7 @@ def evaluate(
 
     find_tasks(tasks)  # a wrong name is an error before a model is loaded
     DataFiles(data or ())
-    names = methods or ["octavo", "full", "none"]
+    names = methods or ["octavo", "raw", "none"]
     choose(names, ratios or [2])
     if python is not None and not python.expanduser().is_file():
         raise Misuse(f"--python {python} is no file; give the bin/python of an environment")

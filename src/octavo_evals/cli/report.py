@@ -12,8 +12,14 @@ def report(
         typer.Argument(metavar="DIR...", help="Folders of rows that `octavo eval` wrote."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
-    ],
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Where the report goes; by default `report` in the first DIR.",
+        ),
+    ] = None,
 ) -> None:
     """Show what evaluations found: what is lost, what is gained, against what.
 
@@ -22,7 +28,7 @@ def report(
     """
     from octavo_evals.report import write
 
-    place = out.expanduser()
+    place = (out or folders[0] / "report").expanduser()
     for line in write(folders, place):
         typer.echo(line)
     typer.echo(f"report: {place / 'report.html'}", err=True)

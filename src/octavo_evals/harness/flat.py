@@ -85,7 +85,7 @@ def split(prompt: str, compress: Compress = "auto") -> Cut:
     raise EvaluationError(
         f"cannot tell what to compress in the prompt {shorten(prompt)}: it has no {MEMORY_START} "
         f"… {MEMORY_END} and is no RULER prompt; let the task's doc_to_text write the tags around "
-        "its context, or give --model_args compress=all, or method=full,compress=none"
+        "its context, or give --model_args compress=all, or method=raw,compress=none"
     )
 
 

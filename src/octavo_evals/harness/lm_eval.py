@@ -83,9 +83,9 @@ class HarnessModel:
             )
         if max_length is not None and max_length < 2:
             raise EvaluationError(f"max_length is {max_length}, expected at least 2 tokens")
-        if compress == "none" and method != "full":
+        if compress == "none" and method != "raw":
             raise EvaluationError(
-                f"compress=none leaves {method} nothing to work on; give method=full with it"
+                f"compress=none leaves {method} nothing to work on; give method=raw with it"
             )
         self.model = (
             pretrained

@@ -9,15 +9,17 @@ question with the same held context, and is asked to hold it anew.
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from octavo.errors import EvaluationError
-from octavo.model import Model
-from octavo_evals.parts import Parts
-from octavo_evals.reading import Held
-from octavo_evals.task import DataFiles
+
+if TYPE_CHECKING:  # the table is also read where torch is not
+    from octavo.model import Model
+    from octavo_evals.parts import Parts
+    from octavo_evals.reading import Held
+    from octavo_evals.task import DataFiles
 
 
 class Method(Protocol):
@@ -30,7 +32,7 @@ class Method(Protocol):
     is_masked: bool
     """Whether it only masks keys: the cache it holds is as long as the raw text's."""
 
-    def hold(self, parts: Parts) -> Held:
+    def hold(self, parts: "Parts") -> "Held":
         """Compress a context, reading nothing of the question unless `sees_question`."""
         ...
 
@@ -44,32 +46,60 @@ class Entry:
     has_ratio: bool = True
     needs_kvpress: bool = False
     """Whether it runs only where kvpress is installed, with the transformers that kvpress pins."""
+    colours: tuple[str, str] = ("#5c6671", "#9aa3ad")
+    """In every picture, on a light and on a dark page."""
+    marker: str = "o"
+    is_control: bool = False
+    """Whether it shows what a number is worth, and nobody would use it instead."""
 
 
-_PROMPTS = "octavo_evals.methods.prompts"
-_LATENTS = "octavo_evals.methods.latents"
-_KVPRESS = "octavo_evals.harness.kvpress"
+_LATENTS, _PROMPTS = "octavo_evals.methods.latents", "octavo_evals.methods.prompts"
+
+
+def _press(light: str, dark: str, marker: str) -> Entry:
+    place = "octavo_evals.harness.kvpress"
+    return Entry(place=place, needs_kvpress=True, colours=(light, dark), marker=marker)
+
+
+def _prompt(light: str, dark: str, marker: str) -> Entry:
+    return Entry(place=_PROMPTS, colours=(light, dark), marker=marker)
+
+
+def _control(place: str, light: str, dark: str, marker: str, has_ratio: bool = True) -> Entry:
+    colours = (light, dark)
+    return Entry(place=place, has_ratio=has_ratio, colours=colours, marker=marker, is_control=True)
+
+
 METHODS: Mapping[str, Entry] = {
-    "full": Entry(place=_PROMPTS, has_ratio=False),
-    "none": Entry(place=_PROMPTS, has_ratio=False),
-    "truncate-left": Entry(place=_PROMPTS),
-    "truncate-middle": Entry(place=_PROMPTS),
-    "bm25": Entry(place=_PROMPTS),
-    "llmlingua2": Entry(place=_PROMPTS),
-    "octavo": Entry(place=_LATENTS),
-    "identity": Entry(place=_LATENTS, has_ratio=False),
-    "shuffled": Entry(place=_LATENTS),
-    "snapkv": Entry(place=_KVPRESS, needs_kvpress=True),
-    "snapkv-question": Entry(place=_KVPRESS, needs_kvpress=True),
-    "expected-attention": Entry(place=_KVPRESS, needs_kvpress=True),
-    "kvzip": Entry(place=_KVPRESS, needs_kvpress=True),
-    "fast-kvzip": Entry(place=_KVPRESS, needs_kvpress=True),
-    "streaming-llm": Entry(place=_KVPRESS, needs_kvpress=True),
-    "knorm": Entry(place=_KVPRESS, needs_kvpress=True),
-    "tova": Entry(place=_KVPRESS, needs_kvpress=True),
+    "raw": _control(_PROMPTS, "#1f2328", "#e6e8eb", "s", has_ratio=False),
+    "none": _control(_PROMPTS, "#6e7781", "#98a1ab", "X", has_ratio=False),
+    "octavo": Entry(place=_LATENTS, colours=("#d9480f", "#ff8a4c")),
+    "bm25": _prompt("#117733", "#4fc27a", "P"),
+    "llmlingua2": _prompt("#7a7a1f", "#c9c960", "X"),
+    "truncate-left": _prompt("#8a6642", "#c79f75", "<"),
+    "truncate-middle": _prompt("#a8845a", "#e0c09a", "d"),
+    "snapkv": _press("#332288", "#9c8cff", "^"),
+    "snapkv-question": _press("#2b7bb0", "#6cc0ee", "v"),
+    "expected-attention": _press("#1f8a7c", "#4fd0c0", "D"),
+    "kvzip": _press("#aa4499", "#e583d6", "h"),
+    "fast-kvzip": _press("#882255", "#e0709f", "H"),
+    "streaming-llm": _press("#94791a", "#e0c65a", ">"),
+    "knorm": _press("#4a78a8", "#8fb8e6", "p"),
+    "tova": _press("#661100", "#e0826f", "8"),
+    "identity": _control(_LATENTS, "#57606a", "#afb8c1", "p", has_ratio=False),
+    "shuffled": _control(_LATENTS, "#7b858f", "#7f8994", "8"),
 }
-"""Every method. `full` reads the raw text, `none` nothing; `identity` and `shuffled` are controls:
-a compressor that loses nothing, and one that holds another item's context."""
+"""Every method, in the order to show them. `raw` reads the raw text, `none` nothing; `identity` and
+`shuffled` are controls: a compressor that loses nothing, and one that holds another item's context.
+The colours are told apart with every common kind of colour blindness: most are Paul Tol's "muted"
+scheme (https://sronpersonalpages.nl/~pault/, note SRON/EPS/TN/09-002); markers differ as well."""
+OLD_NAMES = {"full": "raw"}
+"""Names in rows of old evaluations -> what the method is called now."""
+
+
+def find_entry(name: str) -> Entry:
+    """Return a method's entry; one that only rows know is drawn in grey."""
+    return METHODS.get(name, Entry(place=""))
 
 
 def choose(names: Sequence[str], ratios: Sequence[int]) -> list[tuple[str, int | None]]:
@@ -81,6 +111,9 @@ def choose(names: Sequence[str], ratios: Sequence[int]) -> list[tuple[str, int |
     chosen: dict[tuple[str, int | None], None] = {}
     for given in names:
         name, at, own = given.partition("@")
+        if name in OLD_NAMES:
+            now = OLD_NAMES[name]
+            raise EvaluationError(f"the method {name} is now called {now}; give --method {now}")
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
@@ -104,12 +137,29 @@ def choose(names: Sequence[str], ratios: Sequence[int]) -> list[tuple[str, int |
     return list(chosen)
 
 
-def make_method(name: str, ratio: int | None, model: Model, data: DataFiles) -> Method:
+def make_method(name: str, ratio: int | None, model: "Model", data: "DataFiles") -> Method:
     """Make a method ready to run; raises `MissingExtraError` where its library is not installed."""
     method: Method = importlib.import_module(METHODS[name].place).make(name, model, ratio, data)
     return method
 
 
-def label(name: str, ratio: int | None) -> str:
-    """Return how a method at a ratio is written: `octavo@4`, `full`."""
-    return name if ratio is None else f"{name}@{ratio}"
+def label(name: str, ratio: float | None) -> str:
+    """Return how a method at a ratio is written: `octavo@4`, `raw`."""
+    return f"{name}@{ratio:g}" if ratio else name
+
+
+def split_label(label: str) -> tuple[str, float]:
+    """Return a label's method and ratio, 0 without one."""
+    method, _, ratio = label.rpartition("@")
+    return (method, float(ratio)) if ratio.replace(".", "", 1).isdecimal() else (label, 0.0)
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Return labels, each once, in the order of the table; unknown ones follow by name."""
+    places = {method: place for place, method in enumerate(METHODS)}
+
+    def place(label: str) -> tuple[int, str, float]:
+        method, ratio = split_label(label)
+        return places.get(method, len(places)), method, ratio
+
+    return sorted(set(labels), key=place)

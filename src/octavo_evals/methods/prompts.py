@@ -148,7 +148,7 @@ def make(name: str, model: Model, ratio: int | None, data: DataFiles) -> RawText
     if name == "bm25":
         return RawText(name, model, ratio, Retrieval(model.prompts), sees_question=True)
     ways: dict[str, Keep] = {
-        "full": lambda parts, budget: parts.context,
+        "raw": lambda parts, budget: parts.context,
         "none": lambda parts, budget: (),
         "truncate-left": keep_end,
         "truncate-middle": keep_ends,

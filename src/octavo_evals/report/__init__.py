@@ -1,25 +1,26 @@
 """Report evaluations: rows in, tables and pictures out, the same ones for the same rows.
 
-read.py  ->  summary.py, costs.py (over statistics.py)  ->  tables.py, words.py, plots.py
-                                                        ->  report.md, report.html, tables.json
+read.py  ->  numbers.py  ->  tables.py, words.py, plots.py  ->  report.md, report.html
 """
 
-import dataclasses
+import base64
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import EvaluationError
+from octavo.errors import EvaluationError, MissingExtraError
 from octavo.files import write_text
-from octavo_evals.report.page import Section, to_html
+from octavo_evals.report.numbers import Findings, summarise
 from octavo_evals.report.plots import draw
-from octavo_evals.report.read import Reading, read
-from octavo_evals.report.summary import Summary, summarise
-from octavo_evals.report.tables import make_tables, to_markdown
-from octavo_evals.report.words import describe_settings, make_headlines, make_notes
+from octavo_evals.report.read import Evaluation, read
+from octavo_evals.report.tables import Cell, make_tables
+from octavo_evals.report.words import TITLE, describe_settings, make_headlines, make_notes
+
+__all__ = ["PAPER", "read", "summarise", "write"]
 
 PAPER = Path(__file__).parents[1] / "assets" / "paper" / "results.json"
 UNITS = "scores, retention and differences in percent; times in seconds; sizes in bytes"
@@ -30,82 +31,81 @@ def write(folders: Sequence[Path], output: Path) -> list[str]:
 
     `output` gets report.md, report.html, tables.json and the pictures; it is made if need be.
     Raises `EvaluationError` for rows that cannot be reported together, before it writes anything,
-    and `MissingExtraError` without matplotlib.
+    and `MissingExtraError` without the libraries of a report.
     """
-    reading = read(folders)
-    summaries = summarise(reading)
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    try:
+        import adjustText  # noqa: F401
+        import jinja2
+        import matplotlib  # noqa: F401
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a report needs {error.name}: pip install 'octavo[eval]'"
+        ) from error
+    evaluation = read(folders)
+    models = summarise(evaluation.rows)
     if output.exists() and not output.is_dir():
         raise EvaluationError(f"-o {output} is a file; give a folder for the report")
     output.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for summary, title, prefix in _name(summaries):
+    counts = Counter(findings.model for findings in models)
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    sections: list[dict[str, Any]] = []
+    for findings in models:
+        mark = f" ({findings.fingerprint[:8]})" if counts[findings.model] > 1 else ""
+        title = findings.model + mark
         sections.append(
-            Section(
-                title=title,
-                headlines=make_headlines(summary),
-                tables=make_tables(summary, paper),
-                pictures=draw(summary, paper, output, prefix),
-                settings=describe_settings(summary, reading),
-                notes=make_notes(summary, reading),
-            )
+            {
+                "title": title,
+                "headlines": make_headlines(findings),
+                "pictures": draw(findings, output, f"{title} " if len(models) > 1 else ""),
+                "tables": make_tables(findings, paper),
+                "settings": describe_settings(findings, evaluation),
+                "notes": make_notes(findings, evaluation),
+            }
         )
-    write_text(output / "tables.json", _to_json(reading, summaries))
-    write_text(output / "report.md", _to_markdown(sections))
-    write_text(output / "report.html", to_html(_TITLE, sections, output))
-    return [text for section in sections for text in section.headlines]
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+        autoescape=lambda name: name == "report.html", undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    pages.filters |= {"md": _escape, "cell": _to_markdown, "data": partial(_embed, output)}
+    for name in ("report.md", "report.html"):
+        page = pages.get_template(name).render(title=TITLE, sections=sections)
+        write_text(output / name, page)
+    write_text(output / "tables.json", _to_json(evaluation, models))
+    return [text for section in sections for text in section["headlines"]]
 
 
-_TITLE = "What context compression loses, and what it gains"
+def _escape(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", " ".join(text.split()))
 
 
-def _name(summaries: Sequence[Summary]) -> list[tuple[Summary, str, str]]:
-    """Return each summary with a title and a prefix for its pictures; one alone needs no prefix."""
-    models = Counter(summary.model for summary in summaries)
-    named = []
-    for summary in summaries:
-        mark = f" ({summary.fingerprint[:8]})" if models[summary.model] > 1 else ""
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{summary.model}{mark}").strip("-.")
-        prefix = f"{slug}-" if len(summaries) > 1 else ""
-        named.append((summary, f"{summary.model}{mark}", prefix))
-    return named
+def _to_markdown(cell: Cell) -> str:
+    text = f"**{_escape(cell.text)}**" if cell.tone else _escape(cell.text)
+    return f"{text} ({_escape(cell.detail)})" if cell.detail else text
 
 
-def _to_json(reading: Reading, summaries: Sequence[Summary]) -> str:
-    told = {
+def _embed(folder: Path, stem: str) -> str:
+    """Return a drawing as a data URL, in which its ids clash with no other drawing's."""
+    drawing = base64.b64encode((folder / f"{stem}.svg").read_bytes())
+    return f"data:image/svg+xml;base64,{drawing.decode('ascii')}"
+
+
+def _to_json(evaluation: Evaluation, models: Sequence[Findings]) -> str:
+    def plain(frame: Any) -> Any:
+        return json.loads(frame.convert_dtypes().to_json(orient="records", double_precision=9))
+
+    content = {
         "units": UNITS,
-        "seed": reading.seed,
-        "models": [_plain(summary) for summary in summaries],
-        "runs": [{"folder": name, "settings": dict(told)} for name, told in reading.runs],
-        "notes": list(reading.notes),
-    }
-    return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return plain JSON values; the digits below the ninth are a matter of the machine."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return float(f"{value:.9g}") if isinstance(value, float) else value
-
-
-def _to_markdown(sections: Sequence[Section]) -> str:
-    lines = [f"# {_TITLE}", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        lines += [f"- {text}" for text in section.headlines]
-        lines += ["", to_markdown(section.tables[0])]
-        for picture in section.pictures:
-            lines += [f"### {picture.title}", "", f"![{picture.title}]({picture.stem}.png)", ""]
-            lines += [picture.caption, ""]
-        lines += [to_markdown(table) for table in section.tables[1:]]
-        lines += ["### How the rows were made", ""]
-        lines += [f"- {name}: `{value}`" for name, value in section.settings]
-        lines += ["", "### How to read this", ""]
-        lines += [f"- {note}" for note in section.notes]
-        lines.append("")
-    return "\n".join(lines)
+        "models": [
+            {
+                "model": one.model, "fingerprint": one.fingerprint, "masked": sorted(one.masked),
+                "skipped": one.skipped, "settings": one.settings,
+                **{name: plain(frame) for name, frame in one.frames.items()},
+            }
+            for one in models
+        ],
+        "runs": [{"folder": name, "settings": settings} for name, settings in evaluation.runs],
+        "notes": evaluation.notes,
+    }  # fmt: skip
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
