@@ -49,10 +49,10 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 BUDGETS = {
-    "core": 5720,  # octavo without the rooms below
+    "core": 5840,  # octavo without the rooms below; 107 are the intervals, from octavo_evals
     "data + train": 4500,
     "cli": 1500,
-    "octavo_evals": 8300,
+    "octavo_evals": 6600,
 }
 # Libraries, and where alone they may be imported: a room, or a folder or file of one.
 FENCED = {
@@ -71,7 +71,7 @@ FENCED = {
     "llmlingua": {"octavo_evals/methods"},
     "matplotlib": {"octavo_evals/report"},
     "pandas": {"octavo_evals/report"},
-    "jinja2": {"octavo_evals/report"},
+    "jinja2": {"octavo_evals/report", "data/examples.py"},
     "adjustText": {"octavo_evals/report"},
     "wonderwords": {"octavo_evals/tasks"},
     "rouge": {"octavo_evals/metrics.py"},
@@ -79,8 +79,6 @@ FENCED = {
     "rapidfuzz": {"octavo_evals/metrics.py"},
 }
 CORE_LIBRARIES = {"peft", "gguf", "huggingface_hub", "typer", "rich"}
-TWICE = {"Row"}
-"""Names still to be told apart."""
 FILES = sorted([*PACKAGE.rglob("*.py"), *(SOURCE / "octavo_evals").rglob("*.py")])
 
 
@@ -222,7 +220,7 @@ def test_a_class_name_stands_once() -> None:
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ClassDef)
     )
-    assert {name for name, count in names.items() if count > 1} == TWICE
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 def test_the_package_is_typed() -> None:

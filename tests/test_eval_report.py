@@ -384,11 +384,15 @@ def test_the_tables_say_what_the_rows_say(report: Path) -> None:
 
 def test_names_from_rows_can_neither_run_nor_draw_nor_hide_anything(tmp_path: Path) -> None:
     rows = rows_of("octavo", [1, 0], 4, task=f"{EVIL}/a", model=f"../{EVIL}")
-    rows += rows_of(EVIL, [1, 0], 2, task=f"{EVIL}/b", machine=EVIL, model=f"../{EVIL}")
+    rows += rows_of("octavo", [1, 0], 4, task=f"{EVIL}/b", model=f"../{EVIL}")
+    for task in "ab":  # as octavo does, so that it is drawn
+        about = {"task": f"{EVIL}/{task}", "machine": EVIL, "model": f"../{EVIL}"}
+        rows += rows_of(EVIL, [1, 0], 2, **about)
     rows += rows_of("raw@x", [1, 0], None, task=f"{EVIL}/b", metric=EVIL, model=f"../{EVIL}")
     rows[0]["metrics"][EVIL] = 1.0
     rows[1] |= {"score": None, "skipped": f"{EVIL}\ud800"}
-    place = save(tmp_path / "rows", [json.loads(json.dumps(one)) for one in rows])
+    place = save(tmp_path / "rows", [])
+    (place / "rows.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
     (place / "run.json").write_text(json.dumps({EVIL: [EVIL, "\x9b2J"]}))
     headlines = write([place], tmp_path / "out")
     texts = [(tmp_path / "out" / name).read_text("utf-8") for name in

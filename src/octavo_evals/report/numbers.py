@@ -23,6 +23,7 @@ SUBJECT = "octavo"
 MIN_DIFFERENT = 6
 """So many contexts must differ before a difference is called clear: were the methods equal, five
 all on one side would come up in 1 of 16 cases (two-sided sign test), six in 1 of 32."""
+QUARTILES = [0.25, 0.5, 0.75]
 _TITLES = {"ruler": "RULER", "longbench": "LongBench"}
 
 
@@ -104,7 +105,7 @@ def _findings(rows: Any) -> Findings:
             "retention": pd.DataFrame([row for board in boards for row in _retention(board)]),
             "differences": pd.DataFrame(_differences(boards)),
             "costs": costs,
-            "pays": pd.DataFrame(_pays(costs)),
+            "pays": pd.DataFrame(_pays(costs), dtype=object),  # None stays
             "extras": _extras(rows[rows.score.notna()]),
         },
     )
@@ -233,7 +234,8 @@ def _costs(rows: Any) -> Any:
         decode_tokens_per_second=((done.new_tokens - 1) / done.decode_seconds).where(is_timed),
     )
     long = table.melt(id_vars=about, var_name="measure").dropna()
-    quartiles = long.groupby([*about, "measure"]).value.quantile([0.25, 0.5, 0.75]).unstack()
+    quartiles = long.groupby([*about, "measure"]).value.quantile(QUARTILES).unstack()
+    quartiles = quartiles.reindex(columns=QUARTILES)  # where every row was skipped, too
     return quartiles.set_axis(["low", "median", "high"], axis=1).reset_index()
 
 

@@ -54,7 +54,9 @@ def draw(findings: Findings, folder: Path, prefix: str = "") -> list[Picture]:
     """Draw every picture that the numbers allow; stems begin with `prefix`."""
     import matplotlib
 
-    pictures = []
+    pictures: list[Picture] = []
+    if findings.frames["means"].empty:  # every row was skipped
+        return pictures
     with matplotlib.rc_context(STYLE):
         for picture in (*_frontiers(findings), *_curves(findings)):
             stem = re.sub(r"[^A-Za-z0-9.]+", "-", prefix + picture.stem).strip("-.")
@@ -176,7 +178,8 @@ def _curves(findings: Findings) -> Iterator[Picture]:
     import pandas as pd
 
     means, extras = findings.frames["means"], findings.frames["extras"]
-    means = means[means.is_whole].assign(line=means.method)
+    means = means[means.is_whole]
+    means = means.assign(line=means.method)
     ratios = pd.DataFrame({"at": sorted({*means.ratio} - {0.0})})
     if len(ratios):  # what has no ratio is level over all of them
         level = means[means.ratio == 0].merge(ratios, how="cross")

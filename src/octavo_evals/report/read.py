@@ -143,7 +143,7 @@ def _holds_rows(file: Path) -> bool:
 def _visible(value: Any) -> Any:
     """Return a JSON value whose texts can be shown: they come from data that others made."""
     if isinstance(value, str):
-        return _UNSEEN.sub("�", value)
+        return _UNSEEN.sub(lambda one: " " if one[0].isspace() else "�", value)
     if isinstance(value, dict):
         return {_visible(key): _visible(one) for key, one in value.items()}
     return [_visible(one) for one in value] if isinstance(value, list) else value

@@ -200,9 +200,9 @@ def _costs(findings: Findings) -> Iterator[Table]:
             low, text, high = map(_COSTS[row.measure][1], (row.low, row.median, row.high))
             cells[row.label, row.measure] = Cell(text, f"{low}–{high}" if low != high else "")
         for row in findings.rows("pays", board=board.title):
-            text = "never" if row.first != row.first else f"question {row.first:.0f}"
-            if row.last == row.last:
-                text = f"question 1 to {row.last:.0f} only" if row.last > 1 else "question 1 only"
+            text = "never" if row.first is None else f"question {row.first:,}"
+            if row.last is not None:
+                text = f"question 1 to {row.last:,} only" if row.last > 1 else "question 1 only"
             cells[row.label, "pays"] = Cell(text)
         if any(measure == "first_ttft_seconds" for _, measure in cells):
             heads = {name: head for name, (head, _) in _COSTS.items()}
