@@ -14,7 +14,7 @@ from ruler_solvers import solve
 import octavo
 import octavo_evals
 from octavo.errors import EvaluationError, InputError, MissingExtraError
-from octavo_evals.task import DataFiles, Item, Reply, Request
+from octavo_evals.task import DataFiles, Item, Reply, Request, prompts
 from octavo_evals.tasks import TASKS, find_tasks, ruler, ruler_needles, ruler_words
 from octavo_evals.tasks.ruler_needles import Essays, shipped_essays
 
@@ -466,7 +466,7 @@ def test_vt_shows_a_worked_example_with_its_answer_before_the_question(
 ) -> None:
     examples = []
     for item in ask("ruler/vt", length, data):
-        example = item.before.removesuffix(f"\n{ruler_words.CHAIN_BEFORE}")
+        example = item.before.removesuffix(f"\n{prompts()['chain']['before']}")
         assert example != item.before
         question, _, answer = example.rpartition("they are: ")
         names = answer.split()

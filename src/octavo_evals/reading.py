@@ -85,6 +85,11 @@ class Outcome:
     cache_bytes: int | None = None
     """The KV cache of the context, physically held and ready for the next question."""
 
+    @property
+    def counted(self) -> dict[str, Any]:
+        """Everything but the reply, by its name."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "reply"}
+
 
 def read(model: Model, held: Held, parts: Parts) -> Outcome:
     """Answer an item about a held context, or say how likely its target is.

@@ -1,5 +1,6 @@
 """Run methods on tasks: hold each context once, ask every question about it, write a row each."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -44,9 +45,10 @@ class _Work:
     """For the `shuffled` control."""
 
     @property
-    def keys(self) -> list[Key]:
-        """Return what the rows will be about."""
-        return [self.key(item) for item in self.items]
+    def name(self) -> str:
+        """Return task, length and method, as a person reads them."""
+        at = "" if self.length is None else f" {self.length:,}"
+        return f"{self.task.name}{at} {label(self.method.name, self.method.ratio)}"
 
     def key(self, item: Item) -> Key:
         """Return what an item's row will be about."""
@@ -95,17 +97,18 @@ def evaluate(
         taken: list[_Work] = []
         for wait in (False, True):  # what another process has claimed is looked at again at the end
             for work in taken if wait else works:
-                if all(map(rows.is_done, work.keys)):
-                    account.found += len(work.items)
+                keys = [work.key(item) for item in work.items]
+                if all(map(rows.is_done, keys)):
+                    account.found += len(keys)
                     continue
-                with rows.claim(work.keys, wait=wait) as todo:
+                with rows.claim(keys, wait=wait) as todo:
                     if todo is None:
                         taken.append(work)
                         continue
                     for row in _run(model, work, set(todo), account):
                         account.written += rows.append([{**common, **row}])
-                        on_row(_name(work), account.written + account.found, total)
-                    account.found += len(work.items) - len(todo)
+                        on_row(work.name, account.written + account.found, total)
+                    account.found += len(keys) - len(todo)
     return account
 
 
@@ -163,22 +166,13 @@ def _run(model: Model, work: _Work, todo: set[Key], account: Account) -> Iterato
             "metrics": metrics,
             "answer": outcome.reply.text,
             "skipped": None,
-            "prompt_tokens": outcome.prompt_tokens,
-            "new_tokens": outcome.new_tokens,
             "is_reused": is_reused,
             "compress_seconds": 0.0 if is_reused else held.compress_seconds,
-            "ttft_seconds": outcome.ttft_seconds,
-            "decode_seconds": outcome.decode_seconds,
             "latents": held.num_latents,
             "context_bytes": held.context_bytes,
-            "cache_bytes": outcome.cache_bytes,
             "peak_bytes": peak.bytes,
+            **outcome.counted,
         }
-
-
-def _name(work: _Work) -> str:
-    at = "" if work.length is None else f" {work.length:,}"
-    return f"{work.task.name}{at} {label(work.method.name, work.method.ratio)}"
 
 
 def _settings(model: Model) -> dict[str, Any]:
@@ -194,11 +188,10 @@ def _settings(model: Model) -> dict[str, Any]:
 
 def _weights(model: Model) -> torch.Tensor | None:
     """Return some weights of a model; None for an engine without a torch module."""
-    try:
-        weights: torch.Tensor = next(iter(model.lclm.parameters()))
-        return weights
-    except ConfigError:
-        return None
+    weights: torch.Tensor | None = None
+    with contextlib.suppress(ConfigError):
+        weights = next(model.lclm.parameters())
+    return weights
 
 
 def _identity(place: str) -> str:

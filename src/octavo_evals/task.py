@@ -6,9 +6,12 @@
 A task is one short class in `tasks/`, and one line in its table; `docs/evaluation.md` shows how.
 """
 
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,22 @@ from octavo.errors import EvaluationError
 from octavo.records import read_dataset, stream_hub
 
 Metrics = Mapping[str, float]
+
+
+def read_asset(name: str) -> str:
+    """Return the text of a file in `assets/`."""
+    return resources.files("octavo_evals").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def prompts() -> Mapping[str, Mapping[str, str]]:
+    """Return every task's texts around a context, `before`, `after` and `prefix`, by its name."""
+    return tomllib.loads(read_asset("prompts.toml"))
+
+
+def fill(name: str, **fields: str) -> dict[str, Any]:
+    """Return a task's texts around a context, with the fields that they name."""
+    return {place: text.format(**fields) for place, text in prompts()[name].items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ the machine disturbs them alike. The first round warms up and is not kept.
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,15 @@ class Settings:
         for name in ("shapes", "lengths", "methods"):
             if not getattr(self, name):
                 raise EvaluationError(f"no {name} were given; give at least one")
-        least = {"repeats": 1, "questions": 2, "new_tokens": 2, "question_tokens": 1, "chunk": 1}
-        given = [(name, getattr(self, name)) for name in least]
-        for name, value in [*given, *(("lengths", length) for length in self.lengths)]:
-            if value < least.get(name, 1):
-                raise EvaluationError(f"{name} is {value}; give at least {least.get(name, 1)}")
+        least = {
+            "lengths": 1, "repeats": 1, "questions": 2, "new_tokens": 2, "question_tokens": 1,
+            "chunk": 1,
+        }  # fmt: skip
+        for name, smallest in least.items():
+            given = getattr(self, name)
+            value = min(given) if isinstance(given, tuple) else given
+            if value < smallest:
+                raise EvaluationError(f"{name} is {value}; give at least {smallest}")
         if not self.ratios and set(self.methods) != {"raw"}:
             raise EvaluationError("no ratios were given; give at least one, or --method raw alone")
         for method in self.methods:
@@ -90,13 +94,13 @@ class Trial:
 
 def trials_of(settings: Settings, shape: Shape) -> list[Trial]:
     """Return what is measured, in order: what stands at one length is measured side by side."""
-    ratios: dict[str, tuple[int | None, ...]] = {"raw": (None,)}
-    return [
-        Trial(shape.name, length, method, ratio)
-        for length in dict.fromkeys(settings.lengths)
-        for method in dict.fromkeys(settings.methods)
-        for ratio in ratios.get(method, tuple(dict.fromkeys(settings.ratios)))
+    trials = [
+        Trial(shape.name, length, method, None if method == "raw" else ratio)
+        for length in settings.lengths
+        for method in settings.methods
+        for ratio in settings.ratios or (None,)
     ]
+    return list(dict.fromkeys(trials))
 
 
 def run(settings: Settings, output: Path | None = None, progress: Progress = ignore) -> list[Row]:
@@ -118,19 +122,17 @@ def run(settings: Settings, output: Path | None = None, progress: Progress = ign
                 f"another process is measuring into {output}; wait for it: two at once would slow "
                 "each other down"
             )
+        what, cure = (
+            f"the rows of {output} were measured",
+            "give -o another file, or the same settings to go on",
+        )
         for row in rows.rows:
-            refuse_change(
-                {name: row.get(name) for name in about},
-                about,
-                EvaluationError,
-                what=f"the rows of {output} were measured",
-                cure="give -o another file, or the same settings to go on",
-            )
+            before = {name: row.get(name) for name in about}
+            refuse_change(before, about, EvaluationError, what=what, cure=cure)
         for shape in shapes:
             _Bench(settings, shape, device, dtype, rows, about).run(progress)
-        wanted = {shape.name for shape in shapes}
-        lengths = set(settings.lengths)
-        return [row for row in rows.rows if row["shape"] in wanted and row["length"] in lengths]
+        wanted = {(shape.name, length) for shape in shapes for length in settings.lengths}
+        return [row for row in rows.rows if (row["shape"], row["length"]) in wanted]
 
 
 class _Bench:
@@ -205,13 +207,13 @@ class _Bench:
 
     def _missing(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials that were not skipped and do not have all their repeats."""
-        repeats = range(1, self._settings.repeats + 1)
-        return [
-            trial
-            for trial in trials
-            if not self._rows.is_done(trial.key(None))
-            and not all(self._rows.is_done(trial.key(repeat)) for repeat in repeats)
-        ]
+
+        def is_done(trial: Trial) -> bool:
+            repeats = range(1, self._settings.repeats + 1)
+            is_skipped = self._rows.is_done(trial.key(None))
+            return is_skipped or all(self._rows.is_done(trial.key(repeat)) for repeat in repeats)
+
+        return [trial for trial in trials if not is_done(trial)]
 
     def _add(self, trial: Trial, repeat: int | None, values: Row) -> None:
         key = dict(zip(MEASUREMENT.key, trial.key(repeat), strict=True))
@@ -259,22 +261,23 @@ class _Bench:
         cache, weights = self._floor.kv_bytes * positions, self._floor.weight_bytes
         if memory is None or cache + weights <= memory:
             return None
-        sizes = [f"{size / 1e9:.1f} GB" for size in (cache, weights, memory)]
-        return "{}: {} of KV cache and {} of weights exceed {}".format(OUT_OF_MEMORY, *sizes)
+        return (
+            f"{OUT_OF_MEMORY}: {cache / 1e9:.1f} GB of KV cache and {weights / 1e9:.1f} GB of "
+            f"weights exceed {memory / 1e9:.1f} GB"
+        )
 
 
 def _about(settings: Settings, device: torch.device, dtype: torch.dtype) -> Row:
     """Return what every row of a file has in common."""
-    is_cuda = device.type == "cuda"
-    shared = ("repeats", "questions", "question_tokens", "new_tokens", "batch", "chunk",
-              "encode_batch", "seed")  # fmt: skip
+    given = asdict(settings)
+    del given["shapes"], given["lengths"]  # more of them may be added
     return {
+        **given,
         "methods": list(settings.methods),
         "ratios": list(settings.ratios),
-        **{name: getattr(settings, name) for name in shared},
         "attention": settings.attention or "sdpa",
         "reader": "LocalEngine",
-        "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": str(dtype).removeprefix("torch."),
         **describe_run(),
     }

@@ -5,21 +5,24 @@ epsilon of a norm) is left at its default.
 """
 
 import copy
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from octavo.config import Extension, ModelConfig, check_ratio_divides_window
 from octavo.engine.local import LocalEngine
 from octavo.errors import EvaluationError, OctavoError
 from octavo.nn import LCLM, LCLMConfig
 from octavo.weights.layout import Checkpoint
+from octavo_evals.task import read_asset
+
+HALVES = ("decoder", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +33,7 @@ class Shape:
     decoder: Any
     encoder: Any
     settings: ModelConfig
-    extension: Extension = field(default_factory=lambda: Extension(rotary="exact"))
+    extension: Extension
 
     @property
     def vocabulary(self) -> int:
@@ -38,61 +41,7 @@ class Shape:
         return int(min(self.decoder.vocab_size - 3, self.encoder.vocab_size))
 
 
-def _tiny() -> Shape:
-    sizes: dict[str, Any] = {
-        "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "intermediate_size": 128, "vocab_size": 512, "tie_word_embeddings": True,
-    }  # fmt: skip
-    return Shape(
-        name="tiny",
-        decoder=Qwen3Config(num_hidden_layers=3, **sizes),
-        encoder=Qwen3Config(num_hidden_layers=2, **sizes),
-        settings=ModelConfig(compression_ratio=16, encoder_window_size=64),
-    )
-
-
-def _smol() -> Shape:
-    """SmolLM2-135M (huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json).
-
-    With the three memory tokens, and its first four layers as the encoder, as octavo ships it.
-    """
-    sizes: dict[str, Any] = {
-        "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "intermediate_size": 1536, "tie_word_embeddings": True,
-    }  # fmt: skip
-    return Shape(
-        name="smol",
-        decoder=LlamaConfig(num_hidden_layers=30, vocab_size=49_155, **sizes),
-        encoder=LlamaConfig(num_hidden_layers=4, vocab_size=49_152, **sizes),
-        settings=ModelConfig(compression_ratio=8),
-        extension=Extension(rotary="exact", residual="sum"),
-    )
-
-
-def _paper() -> Shape:
-    """Qwen3-Embedding-0.6B and Qwen3-4B-Instruct-2507, the paper's pair.
-
-    Sizes from the config.json of huggingface.co/Qwen/Qwen3-Embedding-0.6B and of
-    huggingface.co/Qwen/Qwen3-4B-Instruct-2507. The memory tokens are spare rows of the latter.
-    """
-    common: dict[str, Any] = {
-        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
-    }  # fmt: skip
-    return Shape(
-        name="paper-0.6b-4b",
-        decoder=Qwen3Config(
-            hidden_size=2560, num_hidden_layers=36, num_attention_heads=32,
-            intermediate_size=9728, vocab_size=151_936, **common,
-        ),
-        encoder=Qwen3Config(
-            hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
-            intermediate_size=3072, vocab_size=151_669, **common,
-        ),
-        settings=ModelConfig(compression_ratio=16),
-    )  # fmt: skip
-
-
-SHAPES: dict[str, Callable[[], Shape]] = {"smol": _smol, "paper-0.6b-4b": _paper, "tiny": _tiny}
+SHAPES: dict[str, dict[str, Any]] = tomllib.loads(read_asset("shapes.toml"))
 
 
 def find_shape(name: str) -> Shape:
@@ -101,39 +50,52 @@ def find_shape(name: str) -> Shape:
     Raises `EvaluationError` for an unknown name, and for a folder whose halves are not whole
     models or whose layers forget: their caches and costs follow other rules.
     """
-    if name in SHAPES:
-        return SHAPES[name]()
+    if sizes := SHAPES.get(name):
+        decoder, encoder = (
+            AutoConfig.for_model(**sizes["common"], **sizes[half]) for half in HALVES
+        )
+        return Shape(
+            name=name,
+            decoder=decoder,
+            encoder=encoder,
+            settings=ModelConfig(**sizes["settings"]),
+            extension=Extension(**sizes["extension"]),
+        )
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise EvaluationError(
             f"unknown shape {name!r}; give {', '.join(SHAPES)}, or a checkpoint folder"
         )
-    halves = []
-    for half in ("decoder", "encoder"):
-        path = folder / half / "config.json"
-        if not path.is_file():
-            raise EvaluationError(
-                f"{name} has no {half}/config.json, so it says no sizes (a folder of LoRA factors "
-                "has none); give a checkpoint of whole weights, or --shape smol"
-            )
-        try:
-            config = AutoConfig.from_pretrained(path.parent)
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            raise EvaluationError(f"cannot read {path} ({error}); fetch it again") from error
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise EvaluationError(
-                f"the {half} of {name} has layers of {', '.join(sorted(kinds))}; the bench knows "
-                "the costs of full attention only"
-            )
-        halves.append(config)
+    decoder, encoder = (_read_config(folder / half) for half in HALVES)
     return Shape(
         name=folder.resolve().name,
-        decoder=halves[0],
-        encoder=halves[1],
+        decoder=decoder,
+        encoder=encoder,
         settings=ModelConfig.read(folder),
         extension=Extension.read(folder),
     )
+
+
+def _read_config(half: Path) -> Any:
+    """Return the config of one half of a checkpoint."""
+    if not (half / "config.json").is_file():
+        raise EvaluationError(
+            f"{half} has no config.json, so it says no sizes (a folder of LoRA factors has none); "
+            "give a checkpoint of whole weights, or --shape smol"
+        )
+    try:
+        config = AutoConfig.from_pretrained(half)
+    except (OSError, ValueError, KeyError) as error:
+        raise EvaluationError(
+            f"cannot read {half}/config.json ({error}); fetch it again"
+        ) from error
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise EvaluationError(
+            f"{half} has layers of {', '.join(sorted(kinds))}; the bench knows the costs of full "
+            "attention only"
+        )
+    return config
 
 
 def check_ratios(shape: Shape, ratios: Sequence[int]) -> None:
@@ -169,9 +131,9 @@ def build(
     decoder_config, encoder_config = copy.deepcopy(shape.decoder), copy.deepcopy(shape.encoder)
     known = int(decoder_config.max_position_embeddings)
     decoder_config.max_position_embeddings = max(known, positions)
-    served = tuple(ratios) or (shape.settings.compression_ratio,)
+    served = list(ratios) or [shape.settings.compression_ratio]
     settings = replace(shape.settings, compression_ratio=served[0])
-    extension = {**shape.extension.to_dict(), "ratios": list(served), "base": None}
+    extension = {**shape.extension.to_dict(), "ratios": served, "base": None}
     before = torch.get_default_dtype()
     cards = [device] if device.type == "cuda" else []
     try:
@@ -193,20 +155,16 @@ def build(
             lclm = LCLM(config, encoder=encoder, decoder=decoder)
     finally:
         torch.set_default_dtype(before)
-    _set_attention(lclm, attention)
-    lclm.eval()
-    return lclm
-
-
-def _set_attention(lclm: LCLM, attention: str) -> None:
     try:
         lclm.decoder.set_attn_implementation(attention)
         lclm.encoder.body.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = str(error).partition("\n")[0]
         raise EvaluationError(
             f"attention {attention!r} is not available here ({reason}); try sdpa"
         ) from error
+    lclm.eval()
+    return lclm
 
 
 def open_engine(lclm: LCLM, *, prefill: int, encode_batch: int | None) -> LocalEngine:

@@ -5,24 +5,15 @@ A speed-up compares medians that were measured side by side, at one length in on
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from octavo.costs import Peaks
 from octavo_evals.rows import Row
 
-_COLUMNS: dict[str, Callable[[Row], float | None]] = {
-    "first": lambda row: row["first_seconds"],
-    "next": lambda row: row["next_seconds"],
-    "decode": lambda row: row["decode_tokens"] / row["decode_seconds"],
-    "compress": lambda row: (
-        row["source_tokens"] / row["compress_seconds"] if row["compress_seconds"] else None
-    ),
-    "batch": lambda row: row.get("batch_seconds"),
-    "alone": lambda row: row.get("alone_seconds"),
-}
-"""What `BenchSummary.spread` knows: seconds, and of `decode` and `compress` tokens per second."""
+_RATES = {"decode": "decode_tokens", "compress": "source_tokens"}
+"""Measurements that are read as tokens per second, and the tokens; all others are seconds."""
 
 
 class Quartiles(NamedTuple):
@@ -54,11 +45,14 @@ class BenchSummary:
 
     def spread(self, name: str) -> Quartiles | None:
         """Return what the repeats came to; None where something was not measured."""
-        values = [value for row in self.rows if (value := _COLUMNS[name](row)) is not None]
+        seconds = f"{name}_seconds"
+        if name in _RATES:
+            values = [row[_RATES[name]] / row[seconds] for row in self.rows if row[seconds]]
+        else:
+            values = [row[seconds] for row in self.rows if row.get(seconds) is not None]
         if not values:
             return None
-        if len(values) == 1:
-            return Quartiles(values[0], values[0], values[0])
+        values *= 2 if len(values) == 1 else 1  # `quantiles` wants two
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return Quartiles(median, low, high)
 
@@ -86,19 +80,18 @@ class BenchSummary:
         raw = self.raw
         if raw is None or not raw.rows or not self.rows:
             return {}
-        own_rest, raw_rest = (
-            one.count("decode_tokens") / one.median("decode") for one in (self, raw)
-        )
-        own_first, own_next = (self.median(name) + own_rest for name in ("first", "next"))
-        raw_first, raw_next = (raw.median(name) + raw_rest for name in ("first", "next"))
         gains = {
-            "first": raw.median("first") / self.median("first"),
-            "next": raw.median("next") / self.median("next"),
-            "decode": self.median("decode") / raw.median("decode"),
-            "cache": raw.count("cache_bytes") / self.count("cache_bytes"),
+            name: raw.median(name) / self.median(name)
+            for name in ("first", "next", "batch")
+            if self.spread(name) and raw.spread(name)
         }
-        if self.spread("batch") and raw.spread("batch"):
-            gains["batch"] = raw.median("batch") / self.median("batch")
+        gains["decode"] = self.median("decode") / raw.median("decode")
+        gains["cache"] = raw.count("cache_bytes") / self.count("cache_bytes")
+        (own_first, own_next), (raw_first, raw_next) = (
+            (one.median("first") + rest, one.median("next") + rest)
+            for one in (self, raw)
+            for rest in [one.count("decode_tokens") / one.median("decode")]
+        )
         return {
             **{name: round(gain, 2) for name, gain in gains.items()},
             "break_even": break_even(own_first, own_next, raw_first, raw_first),

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +11,13 @@ import typer
 
 from octavo.cli.inputs import Misuse, format_bytes
 from octavo.cli.options import AsJson, Device, Dtype, bars
+from octavo_evals.cli import Counts, Texts, option
 
 if TYPE_CHECKING:
     from octavo.costs import Peaks
     from octavo_evals.bench.summary import BenchSummary
 
+_Column = tuple[str, Callable[["BenchSummary", str], str], str]
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 _LEGEND = (
     "first: from the context to the first token, compression included\n"
@@ -28,77 +31,55 @@ _LEGEND = (
 
 def bench(
     shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SHAPE",
-            help="smol, paper-0.6b-4b, tiny, or a checkpoint folder whose sizes count; repeatable.",
+        Texts,
+        option(
+            "SHAPE",
+            "smol, paper-0.6b-4b, tiny, or a checkpoint folder whose sizes count; repeatable.",
         ),
     ] = None,
     length: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens of a context, 4k is 4096 and 1M 1048576; repeatable. By default 1k, 4k.",
+        Texts,
+        option(
+            "N", "Tokens of a context, 4k is 4096 and 1M 1048576; repeatable. By default 1k, 4k."
         ),
     ] = None,
     ratio: Annotated[
-        list[int] | None,
-        typer.Option("--ratio", "-r", min=1, metavar="R", help="Repeatable; by default 4, 8, 16."),
+        Counts, option("R", "Repeatable; by default 4, 8, 16.", "--ratio", "-r", min=1)
     ] = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METHOD",
-            help="raw, octavo, or of kvpress: expected-attention, snapkv, knorm, streaming-llm, "
-            "tova; repeatable. By default raw, octavo.",
+        Texts,
+        option(
+            "METHOD",
+            "raw, octavo, or of kvpress: expected-attention, snapkv, knorm, streaming-llm, tova; "
+            "repeatable. By default raw, octavo.",
         ),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
     attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="sdpa, eager, flash_attention_2, …; by default sdpa.",
-        ),
+        str | None, option("NAME", "sdpa, eager, flash_attention_2, …; by default sdpa.")
     ] = None,
-    repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Counted rounds; one more warms up.")
-    ] = 3,
+    repeats: Annotated[int, option("N", "Counted rounds; one more warms up.", min=1)] = 3,
     new_tokens: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Tokens of the answer to the first question.")
+        int, option("N", "Tokens of the answer to the first question.", min=2)
     ] = 32,
-    questions: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Questions about each context.")
-    ] = 3,
-    batch: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="Also time so many questions in one call."),
-    ] = 0,
-    question_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of a question.")
-    ] = 64,
-    chunk: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Positions the decoder reads at once.")
-    ] = 8192,
+    questions: Annotated[int, option("N", "Questions about each context.", min=2)] = 3,
+    batch: Annotated[int, option("N", "Also time so many questions in one call.", min=0)] = 0,
+    question_tokens: Annotated[int, option("N", "Tokens of a question.", min=1)] = 64,
+    chunk: Annotated[int, option("N", "Positions the decoder reads at once.", min=1)] = 8192,
     encode_batch: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Tokens the encoder reads at once; by device."),
+        int | None, option("N", "Tokens the encoder reads at once; by device.", min=1)
     ] = None,
     peak_tflops: Annotated[
-        float | None,
-        typer.Option(min=0.0, metavar="X", help="What the device could do; known for H100, H200."),
+        float | None, option("X", "What the device could do; known for H100, H200.", min=0.0)
     ] = None,
     peak_gbps: Annotated[
-        float | None,
-        typer.Option(min=0.0, metavar="X", help="Its memory bandwidth in GB/s; likewise."),
+        float | None, option("X", "Its memory bandwidth in GB/s; likewise.", min=0.0)
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="SEED", help="Draws weights and ids.")] = 0,
+    seed: Annotated[int, option("SEED", "Draws weights and ids.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="ROWS.jsonl", help="Where rows go; a run goes on where it ended."
-        ),
+        option("ROWS.jsonl", "Where rows go; a run goes on where it ended.", "--out", "-o"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -159,48 +140,37 @@ def report_of(summaries: Sequence["BenchSummary"], about: dict[str, Any], peaks:
         rows = [one for one in own if one.rows]
         for title, columns in tables.items():
             lines += ["", f"{place[0]}, {place[1]:,} tokens: {title}"]
-            header = ("method", *(name.strip() for name in columns))
-            cells = [(one.label, *(cell(one) for cell in columns.values())) for one in rows]
+            header = ("method", *(header for header, _, _ in columns))
+            cells = [(one.label, *(show(one, name) for _, show, name in columns)) for one in rows]
             lines += _aligned([header, *cells])
         lines += [f"{one.label} was skipped: {one.skipped}" for one in own if one.skipped]
     return "\n".join([*lines, "", _LEGEND])
 
 
-def _tables(batch: int, peaks: "Peaks") -> "dict[str, dict[str, Callable[[BenchSummary], str]]]":
-    """Return title -> column -> what it shows of a summary; spaces tell like columns apart."""
-    tables: dict[str, dict[str, Callable[[BenchSummary], str]]] = {
-        "times": {
-            "first s": lambda one: _spread(one, "first"),
-            "x": lambda one: _gain(one, "first"),
-            "next s": lambda one: _spread(one, "next"),
-            "x ": lambda one: _gain(one, "next"),
-            "tok/s": lambda one: _short(one.median("decode")),
-            "compress": lambda one: (
-                _short(one.median("compress")) if one.spread("compress") else "-"
-            ),
-        },
-        f"{batch} questions, answers included": {
-            "one call s": lambda one: _spread(one, "batch"),
-            "one by one s": lambda one: _spread(one, "alone"),
-            "x of raw's": lambda one: _gain(one, "batch"),
-        },
-        "memory, and questions until it has paid off": {
-            "KV cache": lambda one: _size(one, "cache_bytes"),
-            "latents": lambda one: _size(one, "context_bytes"),
-            "peak": lambda one: _size(one, "peak_bytes"),
-            "anew": lambda one: _even(one, "break_even"),
-            "kept": lambda one: _even(one, "break_even_kept"),
-        },
-        "the least it must cost, against the peak": {
-            "TFLOP": lambda one: f"{one.count('flops') / 1e12:.3g}",
-            "TFLOP/s": lambda one: f"{one.rates.tflops:.3g}",
-            "of peak": lambda one: _share(one.rates.tflops, peaks.tflops),
-            "GB/token": lambda one: f"{one.count('decode_bytes') / 1e9:.3g}",
-            "GB/s": lambda one: f"{one.rates.gbps:.3g}",
-            "of peak ": lambda one: _share(one.rates.gbps, peaks.gbps),
-        },
-    }
-    return {title: one for title, one in tables.items() if batch or "one call s" not in one}
+def _tables(batch: int, peaks: "Peaks") -> dict[str, list[_Column]]:
+    """Return title -> columns: a header, what shows a summary's value, and the value's name."""
+    in_one_call: list[_Column] = [
+        ("one call s", _spread, "batch"), ("one by one s", _spread, "alone"),
+        ("x of raw's", _gain, "batch"),
+    ]  # fmt: skip
+    return {
+        "times": [
+            ("first s", _spread, "first"), ("x", _gain, "first"), ("next s", _spread, "next"),
+            ("x", _gain, "next"), ("tok/s", _median, "decode"), ("compress", _median, "compress"),
+        ],
+        **({f"{batch} questions, answers included": in_one_call} if batch else {}),
+        "memory, and questions until it has paid off": [
+            ("KV cache", _size, "cache_bytes"), ("latents", _size, "context_bytes"),
+            ("peak", _size, "peak_bytes"), ("anew", _even, "break_even"),
+            ("kept", _even, "break_even_kept"),
+        ],
+        "the least it must cost, against the peak": [
+            ("TFLOP", lambda one, name: f"{one.count(name) / 1e12:.3g}", "flops"),
+            ("TFLOP/s", _rate, "tflops"), ("of peak", partial(_share, peaks), "tflops"),
+            ("GB/token", lambda one, name: f"{one.count(name) / 1e9:.3g}", "decode_bytes"),
+            ("GB/s", _rate, "gbps"), ("of peak", partial(_share, peaks), "gbps"),
+        ],
+    }  # fmt: skip
 
 
 def _spread(one: "BenchSummary", name: str) -> str:
@@ -227,7 +197,16 @@ def _even(one: "BenchSummary", name: str) -> str:
     return str(one.speedups[name] or "never") if one.speedups else "-"
 
 
-def _share(rate: float | None, peak: float | None) -> str:
+def _median(one: "BenchSummary", name: str) -> str:
+    return _short(one.median(name)) if one.spread(name) else "-"
+
+
+def _rate(one: "BenchSummary", name: str) -> str:
+    return f"{getattr(one.rates, name):.3g}"
+
+
+def _share(peaks: "Peaks", one: "BenchSummary", name: str) -> str:
+    rate, peak = getattr(one.rates, name), getattr(peaks, name)
     return f"{rate / peak:.1%}" if rate and peak else "-"
 
 

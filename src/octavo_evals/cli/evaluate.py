@@ -20,6 +20,7 @@ from octavo.cli.options import (
     bars,
     open_model,
 )
+from octavo_evals.cli import Counts, Texts, option
 
 if TYPE_CHECKING:
     from octavo_evals.run import Account
@@ -34,52 +35,47 @@ def evaluate(
             help="ruler, longbench, squad, ruler/vt, …; an unknown one lists all.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the rows go.")],
+    out: Annotated[Path, option("DIR", "Where the rows go.", "--out", "-o")],
     methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            metavar="METHOD",
-            help="octavo, raw, none, truncate-left, bm25, snapkv, …, or octavo@4; repeatable. "
+        Texts,
+        option(
+            "METHOD",
+            "octavo, raw, none, truncate-left, bm25, snapkv, …, or octavo@4; repeatable. "
             "By default octavo, raw and none.",
+            "--method",
         ),
     ] = None,
     model: ModelName = None,
     ratios: Annotated[
-        list[int] | None,
-        typer.Option(
+        Counts,
+        option(
+            "R",
+            "Context tokens per position left; repeatable. By default the model's own.",
             "--ratio",
             "-r",
-            metavar="R",
-            help="Context tokens per position left; repeatable. By default the model's own.",
         ),
     ] = None,
     lengths: Annotated[
-        list[int] | None,
-        typer.Option(
+        Counts,
+        option(
+            "N",
+            "Tokens of the whole prompt, for tasks that make their items; repeatable.",
             "--length",
-            metavar="N",
             min=1,
-            help="Tokens of the whole prompt, for tasks that make their items; repeatable.",
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="At most N items a task and length.")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="SEED", help="Which items are made.")] = 42,
+    limit: Annotated[int | None, option("N", "At most N items a task and length.", min=1)] = None,
+    seed: Annotated[int, option("SEED", "Which items are made.")] = 42,
     data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PATH",
-            help="Where a task's data lies: a file, a folder, or hf:DATASET:SPLIT; repeatable.",
+        Texts,
+        option(
+            "NAME=PATH",
+            "Where a task's data lies: a file, a folder, or hf:DATASET:SPLIT; repeatable.",
         ),
     ] = None,
     python: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="The Python of an environment with kvpress, for methods that need it.",
-        ),
+        option("PATH", "The Python of an environment with kvpress, for methods that need it."),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,

@@ -12,76 +12,44 @@ What none of them fits is an error: a prompt is never read raw unless that was a
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from octavo.config import MEMORY_END, MEMORY_START
 from octavo.errors import EvaluationError
+from octavo_evals.task import prompts
 
 Compress = Literal["auto", "all", "none"]
 
 
-class Cut(NamedTuple):
-    """A flat prompt in three."""
-
-    before: str
-    context: str
-    """What methods compress, shorten or drop; "" if the prompt was empty or is to be read raw."""
-    after: str
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(template)))
 
 
-# What encloses the context in each RULER prompt of lm_eval 0.4.13: the instruction's end and the
-# question's beginning. https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/ruler/
-_RULER = tuple(
-    (re.compile(opening), re.compile(closing))
-    for opening, closing in (
-        (  # niah_utils.py; in the singular for one needle and one query
-            r"special magic \w+ (?:is|are) hidden within the following text\. Make sure to "
-            r"memorize it\. I will quiz you about the \w+ afterwards\.\n",
-            r"\nWhat (?:is the|are all the) special magic \w+ for .+ mentioned in the provided "
-            r"text\?",
-        ),
-        (  # vt_utils.py
-            r"Memorize and track the chain\(s\) of variable assignment hidden in the following "
-            r"text\.\n\n",
-            r"\nQuestion: Find all variables that are assigned the value \S+ in the text above\.",
-        ),
-        (  # cwe_utils.py
-            r"Below is a numbered list of words\. In these words, some appear more often than "
-            r"others\. Memorize the ones that appear most often\.\n",
-            r"\nQuestion: What are the 10 most common words in the above list\?",
-        ),
-        (  # fwe_utils.py; a space, not a new line, leads to the text
-            r"Find the three most frequently appeared coded words\. ",
-            r"\nQuestion: Do not provide any explanation\. Please ignore the dots '\.\.\.\.'\. "
-            r"What are the three most frequently appeared words in the above coded text\?",
-        ),
-        (  # qa_utils.py
-            r"The following are given documents\.\n\n",
-            r"\n\nAnswer the question based on the given documents\. Only give me the answer and "
-            r"do not output any other words\.\n\nQuestion: ",
-        ),
-    )
-)
+_RULER = [
+    (_pattern(prompts()[name]["before"]), _pattern(prompts()[name]["after"]))
+    for name in ("needle", "needles", "chain", "common", "coded", "documents")
+]
+"""What encloses the context in a RULER prompt of lm_eval 0.4.13 (lm_eval/tasks/ruler)."""
 
 
-def split(prompt: str, compress: Compress = "auto") -> Cut:
-    """Return a prompt in three, by the rules at the head of this module.
+def split(prompt: str, compress: Compress = "auto") -> tuple[str, str, str]:
+    """Return what is before the context, the context and what is after, by the rules above.
 
-    Joined again they are the prompt, less its tags. Raises `EvaluationError` when no rule fits,
-    and for tags that are not one pair around some text.
+    Joined again they are the prompt, less its tags. The context is "" where nothing is to be
+    compressed. Raises `EvaluationError` when no rule fits, and for tags that are not one pair
+    around some text.
     """
     if MEMORY_START in prompt or MEMORY_END in prompt:
         return _split_at_tags(prompt)
     if compress == "none" or not prompt:
-        return Cut(prompt, "", "")
+        return prompt, "", ""
     if compress == "all":
-        return Cut("", prompt, "")
+        return "", prompt, ""
     for opening, closing in _RULER:
-        starts = list(opening.finditer(prompt))
-        stops = list(closing.finditer(prompt))
-        if starts and stops and starts[-1].end() < stops[-1].start():
-            start, stop = starts[-1].end(), stops[-1].start()
-            return Cut(prompt[:start], prompt[start:stop], prompt[stop:])
+        starts = [match.end() for match in opening.finditer(prompt)]
+        stops = [match.start() for match in closing.finditer(prompt)]
+        if starts and stops and starts[-1] < stops[-1]:
+            return prompt[: starts[-1]], prompt[starts[-1] : stops[-1]], prompt[stops[-1] :]
     raise EvaluationError(
         f"cannot tell what to compress in the prompt {shorten(prompt)}: it has no {MEMORY_START} "
         f"… {MEMORY_END} and is no RULER prompt; let the task's doc_to_text write the tags around "
@@ -89,7 +57,7 @@ def split(prompt: str, compress: Compress = "auto") -> Cut:
     )
 
 
-def _split_at_tags(prompt: str) -> Cut:
+def _split_at_tags(prompt: str) -> tuple[str, str, str]:
     before, _, rest = prompt.partition(MEMORY_START)
     context, _, after = rest.partition(MEMORY_END)
     counts = prompt.count(MEMORY_START), prompt.count(MEMORY_END)
@@ -99,7 +67,7 @@ def _split_at_tags(prompt: str) -> Cut:
             f"{MEMORY_END}, expected one of each around some text; give --num_fewshot 0 if it is "
             "the examples that have tags of their own"
         )
-    return Cut(before, context, after)
+    return before, context, after
 
 
 def shorten(text: str) -> str:

@@ -21,7 +21,7 @@ import logging
 import sys
 import types
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -87,11 +87,11 @@ class HarnessModel:
             raise EvaluationError(
                 f"compress=none leaves {method} nothing to work on; give method=raw with it"
             )
-        self.model = (
-            pretrained
-            if isinstance(pretrained, Model)
-            else octavo.load(pretrained, device, dtype, engine, revision, base=base, progress=None)
-        )
+        if not isinstance(pretrained, Model):
+            pretrained = octavo.load(
+                pretrained, device, dtype, engine, revision, base=base, progress=None
+            )
+        self.model = pretrained
         self.compress, self.max_gen_toks = compress, max_gen_toks
         positions = self.model.engine.max_positions
         self.max_length = min(max_length or positions, positions)
@@ -121,10 +121,10 @@ class HarnessModel:
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answer prompts greedily, each `(context, generation keywords)`."""
-        items = [self._item(text, **self._options(how)) for text, how in _args_of(requests)]
-        return self._replies(
-            "generate_until", requests, items, lambda reply: reply.text, disable_tqdm
-        )
+        asked = (request.args[:2] for request in requests)
+        items = [self._item(text, **self._options(how)) for text, how in asked]
+        found = (reply.text for reply in self._read(items))
+        return self._collect("generate_until", requests, found, disable_tqdm)
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -135,16 +135,12 @@ class HarnessModel:
         do it; the two are tokenised apart.
         """
         items = []
-        for context, continuation in _args_of(requests):
+        for request in requests:
+            context, continuation = request.args[:2]
             prompt = context.rstrip()
             items.append(self._item(prompt, target=context[len(prompt) :] + continuation))
-        return self._replies(
-            "loglikelihood",
-            requests,
-            items,
-            lambda reply: (-sum(reply.token_nats), all(reply.token_hits)),
-            disable_tqdm,
-        )
+        found = ((-sum(one.token_nats), all(one.token_hits)) for one in self._read(items))
+        return self._collect("loglikelihood", requests, found, disable_tqdm)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -154,11 +150,19 @@ class HarnessModel:
         A text longer than the decoder is read in windows; each token is predicted once, and the
         last ones with as much before them as fits.
         """
-        scores = []
-        for request in tqdm(requests, desc="octavo", disable=disable_tqdm):
-            scores.append(sum(self._logprobs(*request.args)))
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, scores[-1])
-        return scores
+        found = (sum(self._logprobs(*request.args)) for request in requests)
+        return self._collect("loglikelihood_rolling", requests, found, disable_tqdm)
+
+    def _collect(
+        self, kind: str, requests: Sequence[Any], results: Iterable[Any], disable_tqdm: bool
+    ) -> list[Any]:
+        """Return the results as they are made, each offered to the harness's cache."""
+        found = []
+        bar = tqdm(requests, desc="octavo", disable=disable_tqdm)
+        for request, result in zip(bar, results, strict=True):
+            self.cache_hook.add_partial(kind, request.args, result)
+            found.append(result)
+        return found
 
     def _logprobs(self, text: str) -> Iterator[float]:
         """Yield the log-probability of every token of a text."""
@@ -190,21 +194,12 @@ class HarnessModel:
         before, context, after = split(prompt, self.compress)
         return Item(id="", before=before, context=context, after=after, is_chat=False, **fields)
 
-    def _replies(
-        self,
-        kind: str,
-        requests: Sequence[Any],
-        items: Sequence[Item],
-        wanted: Callable[[Reply], Any],
-        disable_tqdm: bool,
-    ) -> list[Any]:
-        """Return what is wanted of the reply to each item, having offered it to the cache."""
-        found, contexts = [], [item.context for item in items]
-        for at, item in enumerate(tqdm(items, desc="octavo", disable=disable_tqdm)):
+    def _read(self, items: Sequence[Item]) -> Iterator[Reply]:
+        """Yield the method's reply to each item."""
+        contexts = [item.context for item in items]
+        for at, item in enumerate(items):
             parts = self._parts(item, other_context(contexts, at))
-            found.append(wanted(read(self.model, self._hold(parts), parts).reply))
-            self.cache_hook.add_partial(kind, requests[at].args, found[-1])
-        return found
+            yield read(self.model, self._hold(parts), parts).reply
 
     def _hold(self, parts: Parts) -> Held:
         """Return an item's context as the method holds it; neighbours share one."""
@@ -215,9 +210,8 @@ class HarnessModel:
             try:
                 self._held = (key, self._method.hold(parts))
             except Unserved as reason:
-                raise EvaluationError(
-                    f"{self._method.name} cannot serve a prompt: {reason}"
-                ) from reason
+                why = f"{self._method.name} cannot serve a prompt: {reason}"
+                raise EvaluationError(why) from reason
         return self._held[1]
 
     def _parts(self, item: Item, other: str) -> Parts:
@@ -289,10 +283,6 @@ class HarnessModel:
             "octavo_ratio": self._method.ratio,
             "octavo_compress": self.compress,
         }
-
-
-def _args_of(requests: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    return (request.args[:2] for request in requests)
 
 
 @functools.cache

@@ -12,55 +12,23 @@ patient, so that all twenty questions share one context (the original shuffles t
 question, five times over, and averages); answers are greedy; nothing is cut.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task
-from octavo_evals.tasks.fit import fit_context
+from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task, fill
+from octavo_evals.tasks.fit import fit_item
 
 EXPECTED = '{"context": …, "question": …, "choice_A" to "choice_D": …, "answer": "A" to "D"}'
-BEFORE = "Please read the following text and answer the question below.\n\n<text>\n"
-AFTER = "\n</text>\n\nWhat is the correct answer to this question: {question}\nChoices:\n"
-FORMAT = '\nFormat your response as follows: "The correct answer is (insert answer here)".'
 FACTS = ("_id", "domain", "sub_domain", "difficulty", "length")
 
 HEALTH_EXPECTED = (
     "LongHealth's benchmark_v5.json: patients, each with texts and questions of No, question, "
     "answer_a to answer_e, correct, answer_location"
 )
-SYSTEM = """\
-You are a highly skilled and detail-oriented assistant, specifically trained to assist medical \
-professionals in interpreting and extracting key information from medical documents. Your primary \
-responsibility will be to analyze discharge letters from hospitals. When you receive one or more \
-of these letters, you will be expected to carefully review the contents and accurately answer \
-multiple-choice questions related to these documents.\x20
-
-Your answers should be:
-1. Accurate: Make sure your answers are based on the information provided in the letters.
-2. Concise: Provide brief and direct answers without unnecessary elaboration.
-3. Contextual: Consider the context and specifics of each question to provide the most relevant \
-information.
-
-Remember, your job is to streamline the physician's decision-making process by providing them with \
-accurate and relevant information from discharge summaries. Efficiency and reliability are key.
-"""
-HEALTH_BEFORE = f"{SYSTEM}\n--------------BEGIN DOCUMENTS--------------\n\n"
 SEPARATOR = "\n\n--------------\n\n"
-HEALTH_AFTER = "\n\n--------------END DOCUMENTS--------------\n\n"
-HEALTH_FORMAT = """
-
-Please answer using the following format:
-1. Begin your answer with the phrase "The correct answer is".
-2. State the letter of the correct option (e.g., A, B, C, D, E).
-3. Follow the letter with a colon and the exact text of the option you chose.
-4. Make sure your answer is a single, concise sentence.
-
-For example, if the correct answer to a question is option C, and the text for C is \
-'Acute Bronchitis', your answer should be:\x20
-'The correct answer is C: Acute bronchitis.'
-"""
 
 
 class LongBench2(Task):
@@ -74,29 +42,26 @@ class LongBench2(Task):
         for record in request.data.read("longbench2", EXPECTED):
             if (answer := record.text("answer")) not in tuple("ABCD"):
                 raise record.refuse(f"has the answer {answer!r}")
-            choices = "".join(
-                f"({letter}) {record.text(f'choice_{letter}').strip()}\n" for letter in "ABCD"
-            )
-            asked = AFTER.replace("{question}", record.text("question").strip())
-            after = f"{asked}{choices}{FORMAT}"
-            context, cut = fit_context(request, BEFORE, record.text("context").strip(), after, 128)
-            facts = {key: record.text(key) for key in FACTS if key in record.fields}
-            yield Item(
-                id=record.id,
-                before=BEFORE,
-                context=context,
-                after=after,
-                references=(answer,),
-                max_new_tokens=128,
-                about={**facts, "cut_tokens": cut},
+            listed = (f"({one}) {record.text(f'choice_{one}').strip()}\n" for one in "ABCD")
+            asked = {"question": record.text("question").strip(), "choices": "".join(listed)}
+            yield fit_item(
+                request,
+                Item(
+                    **fill(self.name, **asked),
+                    id=record.id,
+                    context=record.text("context").strip(),
+                    references=(answer,),
+                    max_new_tokens=128,
+                    about={key: record.text(key) for key in FACTS if key in record.fields},
+                ),
             )
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return 1 for the right letter; an answer without one is wrong."""
         said = reply.text.replace("*", "")
-        forms = (r"The correct answer is \(([A-D])\)", r"The correct answer is ([A-D])")
-        found = next((match[1] for form in forms if (match := re.search(form, said))), None)
-        return {"score": float(found in item.references)}
+        in_brackets = re.search(r"The correct answer is \(([A-D])\)", said)
+        found = in_brackets or re.search(r"The correct answer is ([A-D])", said)
+        return {"score": float(found is not None and found[1] in item.references)}
 
 
 class LongHealth(Task):
@@ -114,7 +79,7 @@ class LongHealth(Task):
 
     def make(self, request: Request) -> Iterator[Item]:
         """Yield items patient by patient, in the file's order."""
-        patients, index = list(_patients(request)), 0
+        patients, indices = list(_patients(request)), itertools.count()
         for first in range(0, len(patients), self.num_patients):
             group = patients[first : first + self.num_patients]
             names = [patient.fields["patient"] for patient in group]
@@ -123,17 +88,7 @@ class LongHealth(Task):
             context = SEPARATOR.join(texts)
             for patient in group:
                 for fields in patient.fields["questions"]:
-                    after, letter, about = _question(patient, fields)
-                    yield Item(
-                        id=f"{index:04d}",
-                        before=HEALTH_BEFORE,
-                        context=context,
-                        after=after,
-                        references=(letter,),
-                        max_new_tokens=50,
-                        about=about,
-                    )
-                    index += 1
+                    yield _item(patient, fields, f"{next(indices):04d}", context)
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return 1 for the right letter in the asked-for form; an answer without it is wrong.
@@ -170,8 +125,8 @@ def _patients(request: Request) -> Iterator[Record]:
             yield patient
 
 
-def _question(patient: Record, fields: Any) -> tuple[str, str, dict[str, Any]]:
-    """Return what follows the documents, the right letter and facts about the question."""
+def _item(patient: Record, fields: Any, name: str, context: str) -> Item:
+    """Return a question about a patient, over the documents of all in the group."""
     if not isinstance(fields, Mapping):
         raise patient.refuse("has a question that is no object")
     question = Record(patient.index, fields, patient.name, HEALTH_EXPECTED)
@@ -184,12 +139,18 @@ def _question(patient: Record, fields: Any) -> tuple[str, str, dict[str, Any]]:
     if not right:
         raise question.refuse(f"has an answer {correct!r} that is none of its options")
     listed = "\n".join(f"{letter}: {text}" for letter, text in options.items())
-    about = {
-        "patient": patient.fields["patient"],
-        "question": fields.get("No"),
-        "answer_documents": sorted(fields.get("answer_location") or ()),
-    }
-    return f"{HEALTH_AFTER}{question.text('question')}\n{listed}{HEALTH_FORMAT}", right[0], about
+    return Item(
+        **fill("longhealth", question=question.text("question"), choices=listed),
+        id=name,
+        context=context,
+        references=(right[0],),
+        max_new_tokens=50,
+        about={
+            "patient": patient.fields["patient"],
+            "question": fields.get("No"),
+            "answer_documents": sorted(fields.get("answer_location") or ()),
+        },
+    )
 
 
 TASKS = (LongBench2(), LongHealth("longhealth", 1), LongHealth("longhealth5", 5))

@@ -1,8 +1,9 @@
 """Fit texts to a number of tokens: how many words, lines or letters of one may stay."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from octavo_evals.task import Request
+from octavo_evals.task import Item, Request
 
 TEMPLATE_TOKENS = 64
 """Room left for the chat template around a prompt that is cut to fit."""
@@ -43,19 +44,22 @@ def largest_fit(
     return None if fits < low else fits
 
 
-def fit_context(
-    request: Request, before: str, context: str, after: str, max_new_tokens: int
-) -> tuple[str, int]:
-    """Cut a context so that the prompt, its template and the answer fit the decoder.
+def fit_item(request: Request, item: Item) -> Item:
+    """Cut an item's context so that prompt, template and answer fit the decoder.
 
-    Returns what is left of it and how many tokens were dropped. LongBench cuts the middle out of
-    the whole prompt; here only the context loses its middle, so that instructions and question
-    stay whole and every method reads the same ones. Nothing of the context is left where they
-    fill the decoder on their own.
+    `about` says how many tokens were dropped. LongBench cuts the middle out of the whole prompt;
+    here only the context loses its middle, so that instructions and question stay whole and every
+    method reads the same ones. Nothing of the context is left where they fill the decoder alone.
     """
     count = request.count_tokens
-    around = count(before) + count(after) + max_new_tokens + TEMPLATE_TOKENS
-    total, room = count(context), request.max_prompt_tokens - around
+    around = count(item.before) + count(item.after) + item.max_new_tokens + TEMPLATE_TOKENS
+    context, dropped = _without_middle(item.context, request.max_prompt_tokens - around, count)
+    return replace(item, context=context, about={**item.about, "cut_tokens": dropped})
+
+
+def _without_middle(context: str, room: int, count: Callable[[str], int]) -> tuple[str, int]:
+    """Return both ends of a context, at most `room` tokens, and how many tokens were dropped."""
+    total = count(context)
     if total <= room:
         return context, 0
     kept, allowed, end = "", room, len(context)

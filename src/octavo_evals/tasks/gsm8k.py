@@ -37,13 +37,13 @@ class Gsm8k(Task):
     def make(self, request: Request) -> Iterator[Item]:
         """Yield one item a question, in the file's order; ids are places in the file."""
         sums = request.data.read("gsm8k", EXPECTED)
-        shots_from, source = "gsm8k", sums
-        if "gsm8k.train" in request.data.places:
-            shots_from = "gsm8k.train"
-            source = request.data.read(shots_from, EXPECTED)
+        has_own = "gsm8k.train" in request.data.places
+        shots_from = "gsm8k.train" if has_own else "gsm8k"
         shots = [
             f"Question: {record.text('question')}\nAnswer: {_worked(record)[0]}"
-            for record in islice(source, SHOTS)
+            for record in islice(
+                request.data.read(shots_from, EXPECTED) if has_own else sums, SHOTS
+            )
         ]
         if len(shots) < SHOTS:
             raise EvaluationError(

@@ -7,6 +7,7 @@ so that one slip does not spoil the rest. Score: the share of tokens that were t
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from statistics import fmean
 
 from octavo.errors import EvaluationError
@@ -66,33 +67,29 @@ class Likelihood(Task):
 
     def _texts(self, request: Request, needed: int) -> list[str]:
         """Return the texts that are surely long enough, in a random order."""
-        texts: dict[str, None] = {}
-        for record in request.data.read("text", 'prose: records with "text", or .txt files'):
-            text = record.fields.get("text") or record.fields.get("context")
-            if isinstance(text, str) and len(text) > 8 * needed:
-                texts[text] = None
+        records = request.data.read("text", 'prose: records with "text", or .txt files')
+        found = (record.fields.get("text") or record.fields.get("context") for record in records)
+        long = (text for text in found if isinstance(text, str) and len(text) > 8 * needed)
+        texts = list(dict.fromkeys(long))
         if not texts:
             raise EvaluationError(
                 f"no text in --data text=… has the {needed} tokens that a length of "
                 f"{request.length} asks for; give longer texts or a shorter length"
             )
-        order = list(texts)
-        random.Random(f"{request.seed}/{self.name}").shuffle(order)
-        return order
+        random.Random(f"{request.seed}/{self.name}").shuffle(texts)
+        return texts
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return token accuracy, whether all was right, mean loss, and accuracy by quarter."""
         hits, count = reply.token_hits, len(reply.token_hits)
-        metrics = {
+        ends = [count * quarter // QUARTERS for quarter in range(QUARTERS + 1)]
+        parts = enumerate((hits[a:b] for a, b in pairwise(ends)), 1)
+        return {
             "score": fmean(hits),
             "exact": float(all(hits)),
             "nats": sum(reply.token_nats) / count,
+            **{f"accuracy_q{quarter}": fmean(part) for quarter, part in parts if part},
         }
-        for quarter in range(QUARTERS):
-            part = hits[count * quarter // QUARTERS : count * (quarter + 1) // QUARTERS]
-            if part:
-                metrics[f"accuracy_q{quarter + 1}"] = fmean(part)
-        return metrics
 
 
 def _cut(words: list[str], wanted: int, request: Request) -> tuple[str, list[str]]:

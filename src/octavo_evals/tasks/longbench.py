@@ -7,19 +7,13 @@ not the whole prompt; the answer is cut at `samsum`'s line end even where it is 
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from octavo_evals import metrics
-from octavo_evals.task import Item, Metrics, Reply, Request, Task
-from octavo_evals.tasks.fit import fit_context
+from octavo_evals.task import Item, Metrics, Reply, Request, Task, read_asset
+from octavo_evals.tasks.fit import fit_item
 
-DEFINITIONS: dict[str, dict[str, Any]] = json.loads(
-    Path(__file__)
-    .parents[1]
-    .joinpath("assets", "longbench", "tasks.json")
-    .read_text(encoding="utf-8")
-)["tasks"]
+DEFINITIONS: dict[str, dict[str, Any]] = json.loads(read_asset("longbench/tasks.json"))["tasks"]
 """Every task's template, most new tokens and scorer."""
 EXPECTED = '{"input": …, "context": …, "answers": […], "all_classes": […] or null}'
 
@@ -72,26 +66,23 @@ class LongBench(Task):
     def make(self, request: Request) -> Iterator[Item]:
         """Yield the records' items in the file's order, contexts cut to fit the decoder."""
         for record in request.data.read(f"longbench.{self.task}", EXPECTED):
-            after = self.after.replace("{input}", record.text("input"))
-            context, cut = fit_context(
-                request, self.before, record.text("context"), after, self.max_new_tokens
-            )
-            about: dict[str, Any] = {"cut_tokens": cut}
+            about: dict[str, Any] = {}
             if self.task in CLASSES:
                 about["classes"] = list(record.texts("all_classes"))
             if isinstance(record.fields.get("_id"), str):
                 about["record"] = record.text("_id")
-            yield Item(
+            item = Item(
                 id=record.id,
                 before=self.before,
-                context=context,
-                after=after,
+                context=record.text("context"),
+                after=self.after.replace("{input}", record.text("input")),
                 references=record.texts("answers"),
                 max_new_tokens=self.max_new_tokens,
                 stop=("\n",) if self.task == "samsum" else (),
                 is_chat=self.task not in BARE,
                 about=about,
             )
+            yield fit_item(request, item)
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Score the answer by the task's own rule."""

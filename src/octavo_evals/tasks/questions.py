@@ -2,12 +2,12 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from octavo.errors import EvaluationError
 from octavo_evals import metrics
-from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task
+from octavo_evals.task import Item, Metrics, Record, Reply, Request, Task, fill
 from octavo_evals.tasks.fit import largest_fit
 
 SQUAD_EXPECTED = (
@@ -17,9 +17,8 @@ PAIRS_EXPECTED = (
     '{"context": "{\\"key\\": \\"value\\", …}", "question": the key, "answers": [the value]} '
     'or {"ordered_kv_records": [[key, value], …], "key": …, "value": …}'
 )
-PAIRS_BEFORE = (
-    "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n"
-)
+
+Pairs = list[tuple[str, str]]
 
 
 class Squad(Task):
@@ -129,34 +128,32 @@ class KeyValue(Task):
         """Yield one item a record."""
         for record in request.data.read(self.name, PAIRS_EXPECTED):
             pairs, key, value = _pairs(record)
-            after = f'\n\nKey: "{key}"\nCorresponding value:'
-            pairs = self._fit(request, record, pairs, key, after)
+            around = fill(self.name, key=key)
+            pairs = self._fit(request, record, pairs, key, around.values())
             yield Item(
+                **around,
                 id=record.id,
-                before=PAIRS_BEFORE,
                 context=_layout(pairs),
-                after=after,
                 references=(value,),
                 max_new_tokens=self.max_new_tokens,
                 about={"pairs": len(pairs), "position": [k for k, _ in pairs].index(key)},
             )
 
     def _fit(
-        self, request: Request, record: Record, pairs: Sequence[tuple[str, str]], key: str, end: str
-    ) -> list[tuple[str, str]]:
+        self, request: Request, record: Record, pairs: Pairs, key: str, around: Iterable[str]
+    ) -> Pairs:
         """Return as many pairs as the length allows, the asked one among them."""
         order = [index for index, (name, _) in enumerate(pairs) if name != key]
         random.Random(f"{request.seed}/key_value/{request.length}/{record.index}").shuffle(order)
 
-        def choose(count: int) -> list[tuple[str, str]]:
+        def choose(count: int) -> Pairs:
             dropped = set(order[count - 1 :])
             return [pair for index, pair in enumerate(pairs) if index not in dropped]
 
         def tokens(count: int) -> int:
             return request.count_tokens(_layout(choose(count)))
 
-        around = request.count_tokens(PAIRS_BEFORE) + request.count_tokens(end)
-        room = request.room - self.max_new_tokens - around
+        room = request.room - self.max_new_tokens - sum(map(request.count_tokens, around))
         most = largest_fit(tokens, room, 2, len(pairs), guess=len(pairs))
         if most is None:
             raise EvaluationError(
@@ -170,7 +167,7 @@ class KeyValue(Task):
         return {"score": float(item.references[0].lower() in reply.text.lower())}
 
 
-def _pairs(record: Record) -> tuple[list[tuple[str, str]], str, str]:
+def _pairs(record: Record) -> tuple[Pairs, str, str]:
     """Return the pairs in order, the asked key and its value."""
     if "ordered_kv_records" in record.fields:
         raw, key, value = record.fields["ordered_kv_records"], record.text("key"), None
@@ -194,7 +191,7 @@ def _pairs(record: Record) -> tuple[list[tuple[str, str]], str, str]:
     return pairs, key, table[key]
 
 
-def _layout(pairs: Sequence[tuple[str, str]]) -> str:
+def _layout(pairs: Pairs) -> str:
     """Return the object as the original prints it: a pair a line, later ones indented by one."""
     return "{" + ",\n ".join(f'"{key}": "{value}"' for key, value in pairs) + "}"
 

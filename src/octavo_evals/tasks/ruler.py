@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 from statistics import fmean
+from typing import Any
 
 from octavo.errors import EvaluationError
-from octavo_evals.task import Item, Metrics, Reply, Request, Task
+from octavo_evals.task import Item, Metrics, Reply, Request, Task, fill
 from octavo_evals.tasks.fit import largest_fit
 
 NUM_ITEMS = 500
@@ -64,6 +65,8 @@ class RulerTask(Task):
     has_length = True
     metric = "match"
     max_new_tokens: int
+    prompt: str
+    """Its name in `assets/prompts.toml`."""
     needs_all = True
     """Whether every reference counts, or any one suffices."""
 
@@ -75,18 +78,37 @@ class RulerTask(Task):
     def plan(self, request: Request) -> Plan:
         """Return how items of the wanted length are made."""
 
+    def item(
+        self,
+        index: int,
+        context: str,
+        references: Sequence[str],
+        about: dict[str, Any],
+        *,
+        prompt: str = "",
+        example: str = "",
+        **fields: str,
+    ) -> Item:
+        """Return the item with that number: a context in the prompt, which names the fields."""
+        around = fill(prompt or self.prompt, **fields)
+        return Item(
+            **{**around, "before": example + around["before"]},
+            id=f"{index:04}",
+            context=context,
+            references=tuple(references),
+            max_new_tokens=self.max_new_tokens,
+            about=about,
+        )
+
     def make(self, request: Request) -> Iterator[Item]:
         """Yield items of the wanted length; raises `EvaluationError` for one that is too short."""
         plan = self.plan(request)
-        # The largest size at which the first item fits is the anchor of all the others.
         first = self._drafts(plan, request, 0, 0)
+        # The largest size at which the first item fits is the anchor of all the others.
         common = largest_fit(
-            lambda size: first(size)[1],
-            request.room,
-            plan.smallest,
-            plan.largest,
+            lambda size: first(size)[1], request.room, plan.smallest, plan.largest,
             guess=plan.smallest,
-        )
+        )  # fmt: skip
         shortest, is_empty = 0, True
         for index in range(plan.num_items):
             item, tokens = self._fit(plan, request, index, common or plan.smallest)
@@ -111,7 +133,7 @@ class RulerTask(Task):
 
         Where none fits, return None and the fewest tokens that were needed.
         """
-        fewest: list[int] = []
+        fewest = []
         for draw in range(1 if plan.passes_over else _MAX_DRAWS):
             drafts = self._drafts(plan, request, index, draw)
             made = _fit_in_steps(plan, drafts, request.room, common)
@@ -150,8 +172,7 @@ def _fit_in_steps(
     def at(steps: int) -> tuple[Item, int]:
         return drafts(max(plan.smallest, common + steps * plan.step))
 
-    lowest = (plan.smallest - common) // plan.step
-    highest = (plan.largest - common) // plan.step
+    lowest, highest = ((end - common) // plan.step for end in (plan.smallest, plan.largest))
     steps = largest_fit(lambda steps: at(steps)[1], length, lowest, highest, guess=0)
     return None if steps is None else at(steps)
 
@@ -163,12 +184,10 @@ def find_references(text: str, references: Sequence[str], *, whole: bool = False
     stand free of letters and digits.
     """
     answer = clean_answer(text).lower()
-    if not whole:
-        return [reference.lower() in answer for reference in references]
-    return [
-        re.search(rf"(?<![^\W_]){re.escape(reference.lower())}(?![^\W_])", answer) is not None
-        for reference in references
-    ]
+    forms = (re.escape(reference.lower()) for reference in references)
+    if whole:
+        forms = (rf"(?<![^\W_]){form}(?![^\W_])" for form in forms)
+    return [re.search(form, answer) is not None for form in forms]
 
 
 def clean_answer(text: str) -> str:

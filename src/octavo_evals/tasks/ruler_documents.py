@@ -20,11 +20,6 @@ from octavo_evals.task import Item, Request
 from octavo_evals.tasks.questions import read_squad
 from octavo_evals.tasks.ruler import NUM_ITEMS, SHORT, Plan, RulerTask
 
-_ASK = (
-    "Answer the question based on the given documents. Only give me the answer and do not output "
-    "any other words."
-)
-BEFORE = f"{_ASK}\n\nThe following are given documents.\n\n"
 HOTPOT_EXPECTED = (
     '{"question": …, "answer": …, "context": [[title, [sentence, …]], …]}, as in HotpotQA\'s dev '
     "set with distractors, or with the hub's columns"
@@ -46,6 +41,7 @@ class DocumentQuestion:
 class Documents(RulerTask):
     """Answer a question of which some documents hold the answer."""
 
+    prompt = "documents"
     max_new_tokens = 32
     needs_all = False
 
@@ -59,16 +55,9 @@ class Documents(RulerTask):
             question = questions[index]
             texts = _surround(question, size, documents, random)
             random.shuffle(texts)
-            return Item(
-                id=f"{index:04}",
-                before=BEFORE,
-                context="\n\n".join(f"Document {n}:\n{text}" for n, text in enumerate(texts, 1)),
-                after=f"\n\n{_ASK}\n\nQuestion: {question.text}",
-                prefix=" Answer:",
-                references=question.answers,
-                max_new_tokens=self.max_new_tokens,
-                about={"size": len(texts)},
-            )
+            context = "\n\n".join(f"Document {n}:\n{text}" for n, text in enumerate(texts, 1))
+            about = {"size": len(texts)}
+            return self.item(index, context, question.answers, about, question=question.text)
 
         return Plan(
             draft=draft,

@@ -17,31 +17,20 @@ import re
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import pairwise
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from octavo.errors import EvaluationError, MissingExtraError
-from octavo_evals.task import Item, Metrics, Reply, Request
+from octavo_evals.task import Item, Metrics, Reply, Request, read_asset
 from octavo_evals.tasks.ruler import NOISE, SHORT, Plan, RulerTask, clean_answer
 
 Kind = Literal["numbers", "words", "uuids"]
 Hay = Literal["noise", "essays", "needles"]
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-BEFORE = (
-    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n"
-)
-AFTER = "\nWhat are all the special magic {kind} for {query} mentioned in the provided text?"
-PREFIX = " The special magic {kind} for {query} mentioned in the provided text are"
-BEFORE_ONE = BEFORE.replace("Some", "A").replace("are", "is")
-AFTER_ONE = AFTER.replace("are all", "is")
-PREFIX_ONE = PREFIX.replace("are", "is")
-"""When one value is asked for; {kind} then is without its "s", except in the needle."""
-
 DEPTHS = tuple(round(100 * step / 39) for step in range(40))
 """Where needles may lie in essays, in percent of the sentences; no two at the same."""
 _ABBREVIATIONS = frozenset(
@@ -76,74 +65,52 @@ class Needles(RulerTask):
         Raises `EvaluationError` for essays without words, `MissingExtraError` without wonderwords.
         """
         essays: Essays | None = None
-        about: dict[str, object] = {}
+        about: dict[str, Any] = {}
         if self.hay == "essays":
-            is_given = "ruler.essays" in request.data.places
-            essays = _given_essays(request) if is_given else shipped_essays()
-            about["haystack"] = "given" if is_given else "shipped"
+            about["haystack"] = "given" if "ruler.essays" in request.data.places else "shipped"
+            essays = _given_essays(request) if about["haystack"] == "given" else shipped_essays()
         if "words" in (self.key, self.value):
             word_lists()  # raise before work begins
 
-        def draft(index: int, size: int, random: Random) -> Item:
-            return self._draft(essays, about, index, size, random)
-
-        length = request.room
-        step = 25 if length < SHORT else 500
-        if not essays:
-            step = 5 if length < SHORT else 25
+        short, long = (25, 500) if essays else (5, 25)
+        step = short if request.room < SHORT else long
         smallest = step if essays else self.num_keys * self.num_values
-        return Plan(draft=draft, smallest=smallest, step=step, largest=max(length, smallest))
+        draft, largest = partial(self._draft, essays, about), max(request.room, smallest)
+        return Plan(draft=draft, smallest=smallest, step=step, largest=largest)
 
     def score(self, item: Item, reply: Reply) -> Metrics:
         """Return the original's score, `strict`, and `similarity`: how near misses came."""
-        return {
-            **super().score(item, reply),
-            "similarity": nearness(clean_answer(reply.text), item.references),
-        }
+        similarity = nearness(clean_answer(reply.text), item.references)
+        return {**super().score(item, reply), "similarity": similarity}
 
     def _draft(
-        self,
-        essays: "Essays | None",
-        about: dict[str, object],
-        index: int,
-        size: int,
-        random: Random,
+        self, essays: "Essays | None", about: dict[str, Any], index: int, size: int, random: Random
     ) -> Item:
         keys = _invent(self.num_keys, self.key, random)
         values = _invent(self.num_keys * self.num_values, self.value, random)
-        values_of = {
-            key: values[at * self.num_values : (at + 1) * self.num_values]
-            for at, key in enumerate(keys)
-        }
+        # Key by key, as many of the values for each.
+        pairs = [(keys[at // self.num_values], value) for at, value in enumerate(values)]
         asked = random.sample(keys, self.num_queries)
-        needles = [self._needle(key, value) for key in keys for value in values_of[key]]
+        needles = [self._needle(*pair) for pair in pairs]
         random.shuffle(needles)
         if essays:
             context = _hide_in_sentences(essays.first(size), needles, random)
-        else:
-            lines = [NOISE] * size
-            if self.hay == "needles":
-                lines = [self._other_needle(keys, values, random) for _ in range(size)]
+        elif self.hay == "needles":
+            lines = [self._other_needle(keys, values, random) for _ in range(size)]
             context = _hide_in_lines(lines, needles, random)
+        else:
+            context = _hide_in_lines([NOISE] * size, needles, random)
 
         is_one = self.num_queries * self.num_values == 1
         kind = self.value[:-1] if is_one else self.value
         query = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"
-        before, after, prefix = (
-            (BEFORE_ONE, AFTER_ONE, PREFIX_ONE) if is_one else (BEFORE, AFTER, PREFIX)
+        wanted = sorted(
+            (pair for pair in pairs if pair[0] in asked), key=lambda p: asked.index(p[0])
         )
-        wanted = [(key, value) for key in asked for value in values_of[key]]
         places = [context.index(self._needle(*pair)) / len(context) for pair in wanted]
-        return Item(
-            id=f"{index:04}",
-            before=before.format(kind=kind),
-            context=context,
-            after=after.format(kind=kind, query=query),
-            prefix=prefix.format(kind=kind, query=query),
-            references=tuple(value for _, value in wanted),
-            max_new_tokens=self.max_new_tokens,
-            about={**about, "size": size, "depths": [round(place, 3) for place in places]},
-        )
+        facts = {**about, "size": size, "depths": [round(place, 3) for place in places]}
+        prompt, references = "needle" if is_one else "needles", [value for _, value in wanted]
+        return self.item(index, context, references, facts, prompt=prompt, kind=kind, query=query)
 
     def _needle(self, key: str, value: str) -> str:
         return NEEDLE.format(kind=self.value, key=key, value=value)
@@ -185,8 +152,7 @@ class Essays:
 @cache
 def shipped_essays() -> Essays:
     """Return the essays in the package; `assets/haystack/README.md` says whose they are."""
-    file = resources.files("octavo_evals").joinpath("assets/haystack/essays.txt")
-    return Essays(file.read_text(encoding="utf-8"))
+    return Essays(read_asset("haystack/essays.txt"))
 
 
 @cache
@@ -231,15 +197,12 @@ def _given_essays(request: Request) -> Essays:
 
 def _ends_sentence(word: str, following: str) -> bool:
     bare = word.rstrip("\"')]”’")
-    if not bare.endswith((".", "!", "?")):
+    begin = following.lstrip("\"'([“‘")[:1]
+    if not bare.endswith((".", "!", "?")) or not (begin.isupper() or begin.isdigit()):
         return False
-    if bare.endswith(".") and (
-        bare[:-1].lower().lstrip("\"'([“‘") in _ABBREVIATIONS
-        or re.fullmatch(r"\W*[A-Z]\.", bare)  # an initial
-    ):
-        return False
-    begin = following.lstrip("\"'([“‘")
-    return begin[:1].isupper() or begin[:1].isdigit()
+    is_initial = re.fullmatch(r"\W*[A-Z]\.", bare) is not None
+    is_short = bare.endswith(".") and bare[:-1].lower().lstrip("\"'([“‘") in _ABBREVIATIONS
+    return not (is_initial or is_short)
 
 
 def _invent(count: int, kind: Kind, random: Random, avoid: Iterable[str] = ()) -> list[str]:

@@ -23,51 +23,25 @@ every tokenizer: there the example has 10 words twice and 5 once, the list has 1
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from random import Random
 from string import ascii_lowercase, ascii_uppercase
 
-from octavo_evals.task import Item, Request
+from octavo_evals.task import Item, Request, prompts
 from octavo_evals.tasks.ruler import NOISE, SHORT, Plan, RulerTask
 from octavo_evals.tasks.ruler_needles import word_lists
 
-CHAIN_BEFORE = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-)
-CHAIN_AFTER = (
-    "\nQuestion: Find all variables that are assigned the value {value} in the text above."
-)
-CHAIN_PREFIX = (
-    " Answer: According to the chain(s) of variable assignment in the text above, 5 "
-    "variables are assigned the value {value}, they are: "
-)
 CHAIN = 5
 """Variables of the chain: the first has the value, and four hops follow."""
 EXAMPLE_TOKENS = 500
 
 COMMON = 10
-COMMON_BEFORE = (
-    "Below is a numbered list of words. In these words, some appear more often than others. "
-    "Memorize the ones that appear most often.\n"
-)
-COMMON_AFTER = "\nQuestion: What are the 10 most common words in the above list?"
-COMMON_PREFIX = " Answer: The top 10 words that appear most often in the list are:"
 COMMON_FORMS = {2048: ((15, 2, 1), (3, 1)), SHORT: ((20, 3, 1), (6, 1))}
 """Below each length: words of the example, how often it has the common ones and the others; how
 often the list has them."""
 
-CODED_BEFORE = (
-    "Read the following coded text and track the frequency of each coded word. Find the three most "
-    "frequently appeared coded words. "
-)
-CODED_AFTER = (
-    "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three "
-    "most frequently appeared words in the above coded text?"
-)
-CODED_PREFIX = (
-    " Answer: According to the coded text above, the three most frequently appeared words are:"
-)
 DOTS = "..."
 """Stands in for the most frequent word, as noise."""
 FEWEST_CODED = 53
@@ -78,6 +52,7 @@ ZETA_2 = math.pi**2 / 6
 class Variables(RulerTask):
     """Name the five variables that have the value."""
 
+    prompt = "chain"
     max_new_tokens = 30
 
     def plan(self, request: Request) -> Plan:
@@ -89,17 +64,10 @@ class Variables(RulerTask):
         def draft(index: int, size: int, random: Random) -> Item:
             example = _example(places, random)
             names, value = _names(5, random), _value(random)
-            return Item(
-                id=f"{index:04}",
-                before=f"{example}\n{CHAIN_BEFORE}",
-                # In the original too, no assignment comes after the last noise sentence.
-                context=_chain(_scatter(size, random), names, value),
-                after=CHAIN_AFTER.format(value=value),
-                prefix=CHAIN_PREFIX.format(value=value),
-                references=tuple(names),
-                max_new_tokens=self.max_new_tokens,
-                about={"size": size},
-            )
+            # In the original too, no assignment comes after the last noise sentence.
+            context = _chain(_scatter(size, random), names, value)
+            about = {"size": size}
+            return self.item(index, context, names, about, example=f"{example}\n", value=value)
 
         step = 5 if length < SHORT else 10
         return Plan(draft=draft, smallest=CHAIN, step=step, largest=max(length, CHAIN))
@@ -108,8 +76,7 @@ class Variables(RulerTask):
 def _layout(count_tokens: Callable[[str], int], budget: int, random: Random) -> list[bool]:
     """Return the example's lines, True for an assignment, with as much noise as fits the budget."""
     best = _scatter(1, random)
-    per_noise = max(1, count_tokens(NOISE))
-    for num_noise in range(2, budget // per_noise + 1):
+    for num_noise in range(2, budget // max(1, count_tokens(NOISE)) + 1):
         lines = _scatter(num_noise, random)
         if count_tokens(_example(lines, random)) > budget:
             break
@@ -120,10 +87,9 @@ def _layout(count_tokens: Callable[[str], int], budget: int, random: Random) -> 
 def _scatter(num_noise: int, random: Random) -> list[bool]:
     """Return lines of noise (False) with the chain's assignments (True) at random places."""
     spots = range(num_noise)
-    if num_noise < CHAIN:  # only in the example of a short item: two may stand together
-        places = random.choices(spots, k=CHAIN)
-    else:
-        places = random.sample(spots, CHAIN)
+    # Only in the example of a short item may two stand together.
+    is_short = num_noise < CHAIN
+    places = random.choices(spots, k=CHAIN) if is_short else random.sample(spots, CHAIN)
     return [line for spot in spots for line in [True] * places.count(spot) + [False]]
 
 
@@ -137,8 +103,9 @@ def _chain(lines: Sequence[bool], names: Sequence[str], value: str) -> str:
 
 def _example(lines: Sequence[bool], random: Random) -> str:
     names, value = _names(3, random), _value(random)
-    asked = (CHAIN_AFTER + CHAIN_PREFIX).format(value=value)
-    return f"{CHAIN_BEFORE}{_chain(lines, names, value)}{asked} {' '.join(names)}\n"
+    chain = prompts()["chain"]
+    asked = (chain["after"] + chain["prefix"]).format(value=value)
+    return f"{chain['before']}{_chain(lines, names, value)}{asked} {' '.join(names)}\n"
 
 
 def _names(letters: int, random: Random) -> list[str]:
@@ -157,6 +124,7 @@ def _value(random: Random) -> str:
 class CommonWords(RulerTask):
     """Name the ten words of a list that are repeated most."""
 
+    prompt = "common"
     max_new_tokens = 120
 
     def plan(self, request: Request) -> Plan:
@@ -171,17 +139,10 @@ class CommonWords(RulerTask):
         def draft(index: int, size: int, random: Random) -> Item:
             shown, answer = _repeated(words, *example, random)
             entries, common = _repeated(words, size, *repeats, random)
-            worked = f"{_number(shown)}{COMMON_AFTER}{COMMON_PREFIX} {_number(answer)}"
-            return Item(
-                id=f"{index:04}",
-                before=f"{COMMON_BEFORE}{worked}\n{COMMON_BEFORE}",
-                context=_number(entries),
-                after=COMMON_AFTER,
-                prefix=COMMON_PREFIX,
-                references=tuple(common),
-                max_new_tokens=self.max_new_tokens,
-                about={"size": size},
-            )
+            text = prompts()["common"]
+            worked = f"{_number(shown)}{text['after']}{text['prefix']} {_number(answer)}"
+            worked = f"{text['before']}{worked}\n"
+            return self.item(index, _number(entries), common, {"size": size}, example=worked)
 
         return Plan(draft=draft, smallest=COMMON, step=10, largest=max(request.room, COMMON))
 
@@ -210,6 +171,7 @@ def _number(words: list[str]) -> str:
 class CodedWords(RulerTask):
     """Name the three most frequent words of a text in which word k is as frequent as 1/k**2."""
 
+    prompt = "coded"
     max_new_tokens = 50
 
     def plan(self, request: Request) -> Plan:
@@ -221,22 +183,10 @@ class CodedWords(RulerTask):
             while len(vocabulary) < num_words:
                 vocabulary["".join(random.choices(ascii_lowercase, k=6))] = None
             ranked = [DOTS, *list(vocabulary)[1:]]
-            text = [
-                word
-                for rank, word in enumerate(ranked, 1)
-                for _ in range(int(size / rank**2 / ZETA_2))
-            ]
+            counts = {word: int(size / rank**2 / ZETA_2) for rank, word in enumerate(ranked, 1)}
+            text = list(Counter(counts).elements())
             random.shuffle(text)
-            return Item(
-                id=f"{index:04}",
-                before=CODED_BEFORE,
-                context=" ".join(text),
-                after=CODED_AFTER,
-                prefix=CODED_PREFIX,
-                references=tuple(ranked[1:4]),
-                max_new_tokens=self.max_new_tokens,
-                about={"size": size},
-            )
+            return self.item(index, " ".join(text), ranked[1:4], {"size": size})
 
         step = max(1, (request.room - self.max_new_tokens) // 32)
         # At most one token more than a word each, and the rarest words fall away: twice is enough.
