@@ -65,7 +65,7 @@ class Oracle:
             ids = list(run)
             if is_slot:
                 ids = [int(i) for _ in ids for i in next(latents) if i >= 0]
-                pieces.append(self._prompts.plain_encoder.decode(ids))
+                pieces.append(self._prompts.encoder_tokenizer.decode(ids))
             else:
                 pieces.append(read(ids))
         return "".join(pieces)

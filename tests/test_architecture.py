@@ -23,7 +23,8 @@ CLI_FUNCTIONS = {"evaluate", "bench", "generate"}
 # Each room may import these rooms, itself, and what those may import.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "text": set(),
+    "text": {"config"},
+    "template": {"errors"},
     "progress": set(),
     "settings": {"errors"},
     "config": {"errors"},
@@ -31,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "records": {"errors"},
     "machine": {"errors"},
     "statistics": {"errors"},
-    "prompt": {"config"},
+    "prompt": {"config", "template", "text"},
     "context": {"config", "files"},
     "nn": {"config"},
     "costs": {"nn"},
@@ -49,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 BUDGETS = {
-    "core": 5840,  # octavo without the rooms below; 107 are the intervals, from octavo_evals
+    "core": 6260,  # octavo without the rooms below
     "data + train": 4500,
     "cli": 1500,
     "octavo_evals": 6600,

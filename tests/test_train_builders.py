@@ -103,7 +103,7 @@ def scored_texts(maker: ExampleMaker, example: Example) -> list[str]:
 
 
 def span_texts(maker: ExampleMaker, example: Example) -> list[str]:
-    decode = maker.prompts.plain_encoder.decode
+    decode = maker.prompts.encoder_tokenizer.decode
     return [decode(span) for span in example.spans]
 
 

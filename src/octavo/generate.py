@@ -48,6 +48,8 @@ class Options(TypedDict, total=False):
     """All sampling settings at once, in place of the four above."""
     trusted: bool
     """Tags and control tokens in message texts are live: for template authors only."""
+    template: Mapping[str, Any] | None
+    """What else the chat template reads: `tools`, `documents`, `enable_thinking`, …"""
     on_tokens: Callable[[int, int], None] | None
     """Called as `on_tokens(done, total)` while a context given as text is compressed."""
 

@@ -8,7 +8,7 @@ print(model.generate("Who tells the story?", context=book).text)
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -220,8 +220,8 @@ class Model:
 
         A context given as a string is compressed on the way. `Options` (`octavo/generate.py`) lists
         the keywords: `messages`, `raw`, `ratio`, `max_new_tokens`, `temperature`, `seed`, `stop`,
-        `sampling`, `trusted`. Raises `PromptTooLongError` when prompt and answer do not fit the
-        decoder: nothing is cut off.
+        `sampling`, `trusted`, `template`. Raises `PromptTooLongError` when prompt and answer do not
+        fit the decoder: nothing is cut off.
         """
         if question is None or isinstance(question, str):
             return self._run([question], context, options)[0]
@@ -277,6 +277,7 @@ class Model:
         stop: str | Sequence[str] | None = None,
         sampling: Sampling | None = None,
         trusted: bool = False,
+        template: Mapping[str, Any] | None = None,
         on_tokens: Callable[[int, int], None] | None = None,
     ) -> Answers:
         """Make the prompts of some questions, compressing what is text yet, and begin to answer."""
@@ -300,7 +301,9 @@ class Model:
         encoded = []
         for question in questions:
             turns = generate.turns_of(question, contexts, messages, raw=raw)
-            encoded.append(self.prompts.encode_messages(turns, ratio=ratio, trusted=trusted))
+            encoded.append(
+                self.prompts.encode_messages(turns, ratio=ratio, trusted=trusted, template=template)
+            )
         for made in {id(s.context): s.context for e in encoded for s in e.spans}.values():
             if made is not None:
                 made.check_made_by(self.fingerprint, self.name)

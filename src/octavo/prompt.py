@@ -5,26 +5,35 @@ r"""Turn messages or a raw string with memory spans into decoder ids, slots and 
     ids:       <|im_start|> user \n <|memory_start|> <|memory|> … <|memory|> <|memory_end|> Who …
     slots:                                           [5,         …        21)
 
-The prompt is cut at control tokens and spans, each run of ordinary text is tokenised once, and ids
-are put between: linear in the prompt, and exact. Text from users is data: a tag or a chat control
-token inside it becomes ordinary characters, unless the caller says the prompt is `trusted`.
+The template renders strings that know who wrote them (`template.py`). The result is cut at the
+control tokens that the template's author wrote and at spans; each run between is tokenised once,
+without control tokens: linear in the prompt, and exact. Text from users is data, however it is
+split or nested, unless the caller says the prompt is `trusted`.
 """
 
-import json
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.config import MEMORY, MEMORY_END, MEMORY_START, MEMORY_TOKENS, ModelConfig
+from octavo.config import MEMORY_END, MEMORY_START, MEMORY_TOKENS, ModelConfig
 from octavo.errors import CheckpointError, PromptError
+from octavo.template import AUTHOR, PLACE, Written, authored, joined, render, writers_of
+from octavo.text import PlainText, control_tokens
 
 Message = Mapping[str, Any]
 
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
 """For decoders that were never taught to chat."""
+ROLES = frozenset(
+    "system developer user assistant tool function ipython observation model document".split()
+)
+"""Who speaks is the template's business where it is one of these, and a user's text elsewhere."""
+_FIRST_PLACE = 0xF0000
+_CUT = Written("\0", PLACE)
+"""Stands where a shared text ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +80,29 @@ class PromptEncoder:
         """Raise `CheckpointError` when the decoder's tokenizer lacks the memory tokens."""
         self.config = config
         self.decoder_tokenizer = decoder_tokenizer
-        self._control = {
-            token.content: index for index, token in decoder_tokenizer.added_tokens_decoder.items()
-        }
+        self.encoder_tokenizer = encoder_tokenizer
+        self._control = control_tokens(decoder_tokenizer)
         if missing := [token for token in MEMORY_TOKENS if token not in self._control]:
             raise CheckpointError(
                 f"the decoder's tokenizer lacks {', '.join(missing)}; use the tokenizer files that "
                 "belong to the checkpoint, not those of its base model"
             )
-        self.start_id, self.end_id, self.slot_id = (self._control[tag] for tag in MEMORY_TOKENS)
+        self.start_id, self.end_id, self.slot_id = (self._control[tag][0] for tag in MEMORY_TOKENS)
         longest_first = sorted(self._control, key=len, reverse=True)
-        self._control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._plain_decoder = _without_control_tokens(decoder_tokenizer, "decoder")
-        self.plain_encoder = _without_control_tokens(encoder_tokenizer, "encoder")
-        """The encoder's tokenizer as spans are read by: none of its control tokens in text."""
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._plain_decoder = PlainText(decoder_tokenizer, "decoder")
+        self._plain_encoder = PlainText(encoder_tokenizer, "encoder")
 
     def source(self, text: str) -> Source:
         """Tokenise a span's text for the encoder; control tokens in it are ordinary characters."""
-        encoding = self.plain_encoder.encode(text, add_special_tokens=False)
-        return Source(encoding.ids, encoding.offsets)
+        return Source(*self._plain_encoder.encode(text, is_start=True))
 
-    def text_ids(self, text: str) -> list[int]:
-        """Tokenise ordinary text for the decoder; control tokens in it are ordinary characters."""
-        ids: list[int] = self._plain_decoder.encode(text, add_special_tokens=False).ids
-        return ids
+    def text_ids(self, text: str, *, is_start: bool = False) -> list[int]:
+        """Tokenise ordinary text for the decoder; control tokens in it are ordinary characters.
+
+        Some tokenizers put a space before the text at the start of a prompt.
+        """
+        return self._plain_decoder.encode(text, is_start=is_start)[0]
 
     def encode_messages(
         self,
@@ -103,141 +111,144 @@ class PromptEncoder:
         ratio: int | None = None,
         trusted: bool = False,
         add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
     ) -> EncodedPrompt:
         """Render messages with the decoder's chat template and encode the result.
 
         A message's content is a string, or a list of parts `{"type": "text", "text": …}` and
         `{"type": "memory", "text": …}` or `{"type": "memory", "context": …}`. A text part with
         `"shared": True` is a raw context, which other questions share. With `trusted`, tags and
-        control tokens inside strings are live: for template authors only. A decoder without a chat
-        template reads the contents line by line.
+        control tokens inside strings are live: for template authors only. `template` holds what
+        else the chat template reads, as `tools`, `documents` or `enable_thinking`. A decoder
+        without a chat template reads the contents line by line. Raises `PromptError` for what the
+        template refuses.
         """
-        guard, mark, cut = _unused_characters(messages, 3)
         inserts: list[Any] = []
-        guarded = [
-            self._guarded_message(message, guard, mark, cut, inserts, trusted)
-            for message in _checked(messages)
-        ]
-        rendered = self.decoder_tokenizer.apply_chat_template(
-            guarded,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            chat_template=getattr(self.decoder_tokenizer, "chat_template", None) or PLAIN_TEMPLATE,
-        )
-        return self._encode(rendered, ratio, guard, mark, cut, inserts)
+        given = {
+            "tools": None,
+            "documents": None,
+            **authored(dict(self.decoder_tokenizer.special_tokens_map)),
+            **(template or {}),
+            "messages": [self._read(message, inserts, trusted) for message in _checked(messages)],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        source = self._template(bool(given["tools"]))
+        ids = [] if source else self._leading_ids()
+        return self._encode(render(source or PLAIN_TEMPLATE, given), ratio, inserts, ids)
 
     def encode_text(self, prompt: str, *, ratio: int | None = None) -> EncodedPrompt:
         """Encode a whole prompt as its template's author wrote it: tags and control tokens live."""
-        guard, mark, cut = _unused_characters(prompt, 3)
-        return self._encode(prompt, ratio, guard, mark, cut, [], is_whole_prompt=True)
+        return self._encode(Written(prompt, AUTHOR), ratio, [], self._leading_ids())
 
-    def _guarded_message(
-        self,
-        message: Message,
-        guard: str,
-        mark: str,
-        cut: str,
-        inserts: list[Any],
-        trusted: bool,
-    ) -> dict[str, Any]:
-        """Break control tokens in a message's strings, and set its memory parts aside."""
+    def _template(self, has_tools: bool) -> str | None:
+        """Return the decoder's chat template: one with tools may stand beside the default one."""
+        found = getattr(self.decoder_tokenizer, "chat_template", None)
+        if isinstance(found, Mapping):
+            found = found.get("tool_use" if has_tools else "", found.get("default"))
+        return found or None
+
+    def _read(self, message: Message, inserts: list[Any], trusted: bool) -> dict[str, Any]:
+        """Return a message as the template reads it, its memory parts set aside."""
         if self._control_pattern.search(message["role"]):
             raise PromptError(
                 f"the role {message['role']!r} holds a control token; use a plain word"
             )
-        guarded = {}
-        for name, value in message.items():
-            if name == "content" and isinstance(value, Sequence) and not isinstance(value, str):
-                texts = [self._part(part, guard, mark, cut, inserts, trusted) for part in value]
-                guarded[name] = "".join(texts)
-            else:
-                guarded[name] = value if trusted or name == "role" else self._guard(value, guard)
-        return guarded
+        read = dict(authored(message) if trusted else message)
+        if read["role"] in ROLES:
+            read["role"] = authored(read["role"])
+        content = message.get("content")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            read["content"] = joined([self._part(part, inserts, trusted) for part in content])
+        return read
 
-    def _part(
-        self, part: Any, guard: str, mark: str, cut: str, inserts: list[Any], trusted: bool
-    ) -> str:
+    def _part(self, part: Any, inserts: list[Any], trusted: bool) -> str:
         """Return the text of one content part; a memory part becomes a span with a reference."""
         if isinstance(part, Mapping) and isinstance(text := part.get("text", ""), str):
             if part.get("type") == "text" and "text" in part:
-                said = text if trusted else str(self._guard(text, guard))
-                return said + cut if part.get("shared") else said
+                said = str(authored(text) if trusted else text)
+                return said + _CUT if part.get("shared") else said
             if part.get("type") == "memory" and ("text" in part or "context" in part):
                 inserts.append(part.get("context", text))
-                return f"{MEMORY_START}{mark}{len(inserts) - 1}{mark}{MEMORY_END}"
+                place = Written(chr(_FIRST_PLACE + len(inserts) - 1), PLACE)
+                return joined([authored(MEMORY_START), place, authored(MEMORY_END)])
         raise PromptError(
             f"a content part is {_shorten(part)}, expected "
             '{"type": "text", "text": …} or {"type": "memory", "text" or "context": …}'
         )
 
-    def _guard(self, value: Any, guard: str) -> Any:
-        """Break control tokens in every string below `value`."""
-        if isinstance(value, str):
-            return self._control_pattern.sub(lambda m: m[0][0] + guard + m[0][1:], value)
-        if isinstance(value, Mapping):
-            return {name: self._guard(item, guard) for name, item in value.items()}
-        if isinstance(value, Sequence):
-            return [self._guard(item, guard) for item in value]
-        return value
-
     def _encode(
-        self,
-        rendered: str,
-        ratio: int | None,
-        guard: str,
-        mark: str,
-        cut: str,
-        inserts: Sequence[Any],
-        *,
-        is_whole_prompt: bool = False,
+        self, rendered: Written, ratio: int | None, inserts: Sequence[Any], ids: list[int]
     ) -> EncodedPrompt:
         """Cut the rendered prompt at control tokens and tokenise what lies between."""
-        ids = self._leading_ids() if is_whole_prompt else []
-        raw_prefix = 0
+        raw_prefix, num_leading = 0, len(ids)
         slots: list[tuple[int, int]] = []
         spans: list[Span] = []
-        pieces = iter(self._control_pattern.split(rendered))
-        for piece in pieces:
-            if piece == MEMORY_START:
-                span = self._span(pieces, ratio, guard, mark, inserts)
-                ids.append(self.start_id)
-                slots.append((len(ids), len(ids) + span.num_latents))
+        pieces = self._pieces(rendered)
+        for piece, token in pieces:
+            if token == self.start_id:
+                span = self._span(pieces, ratio, inserts)
+                slots.append((len(ids) + 1, len(ids) + 1 + span.num_latents))
                 spans.append(span)
-                ids += [self.slot_id] * span.num_latents
-                ids.append(self.end_id)
-            elif piece in (MEMORY_END, MEMORY):
+                ids += [self.start_id, *[self.slot_id] * span.num_latents, self.end_id]
+            elif token in (self.end_id, self.slot_id):
                 raise PromptError(
                     f"the prompt has {piece} outside a span; open one with {MEMORY_START}, "
                     "or pass the text as a message, where tags are ordinary characters"
                 )
-            elif piece in self._control:
-                ids.append(self._control[piece])
-            elif piece:
-                piece = piece.replace(guard, "")
-                if cut in piece:  # a token over the cut belongs to what follows
-                    stop = len(piece[: piece.rindex(cut)].replace(cut, ""))
-                    piece = piece.replace(cut, "")
-                    offsets = self._plain_decoder.encode(piece, add_special_tokens=False).offsets
+            elif token is not None:
+                ids.append(token)
+            else:
+                stop = len(_without_places(piece[: writers_of(piece).rfind(PLACE) + 1]))
+                found, offsets = self._plain_decoder.encode(
+                    _without_places(piece), is_start=len(ids) == num_leading
+                )
+                if stop:  # a token over the cut belongs to what follows
                     raw_prefix = len(ids) + bisect_right(offsets, stop, key=lambda span: span[1])
-                ids += self.text_ids(piece)
-        shown = re.sub(f"{mark}[0-9]+{mark}", "", rendered).replace(guard, "").replace(cut, "")
+                ids += found
+        if len(spans) < len(inserts):
+            raise PromptError(
+                "the decoder's chat template drops or changes the text of a memory part; give it "
+                "in a message that the template shows as it is"
+            )
         return EncodedPrompt(
             input_ids=ids,
             slots=slots,
             spans=spans,
-            rendered=shown,
+            rendered=_without_places(rendered),
             raw_prefix_length=raw_prefix,
         )
 
+    def _pieces(self, rendered: Written) -> Iterator[tuple[Written, int | None]]:
+        """Yield the control tokens that the author wrote, with their ids, and the runs between."""
+        runs = re.finditer(f"({AUTHOR}+)|[^{AUTHOR}]+", rendered.writers)
+        whole = str.__getitem__  # without the writers
+        live = "".join(
+            whole(rendered, slice(*run.span())) if run[1] else "\0" * len(run[0]) for run in runs
+        )
+        at, strips = 0, False
+        for match in (*self._control_pattern.finditer(live), None):
+            piece = rendered[at : match.start() if match else None]
+            piece = piece.lstrip() if strips else piece
+            token, settings = self._control[match[0]] if match else (None, None)
+            piece = piece.rstrip() if settings and settings.lstrip else piece
+            if piece:
+                yield piece, None
+            if match:
+                yield rendered[match.start() : match.end()], token
+                at, strips = match.end(), bool(settings and settings.rstrip)
+
     def _span(
-        self, pieces: Any, ratio: int | None, guard: str, mark: str, inserts: Sequence[Any]
+        self,
+        pieces: Iterator[tuple[Written, int | None]],
+        ratio: int | None,
+        inserts: Sequence[Any],
     ) -> Span:
         """Read a span's content up to its end tag."""
         parts = []
-        for piece in pieces:
-            if piece == MEMORY_END:
+        for piece, token in pieces:
+            if token == self.end_id:
                 break
-            if piece in (MEMORY_START, MEMORY):
+            if token in (self.start_id, self.slot_id):
                 raise PromptError(
                     f"the prompt has {piece} inside a span; spans do not nest: close the first one "
                     f"with {MEMORY_END}"
@@ -245,12 +256,12 @@ class PromptEncoder:
             parts.append(piece)
         else:
             raise PromptError(f"the prompt opens a span and never closes it; add {MEMORY_END}")
-        text = "".join(parts).replace(guard, "")
+        text = joined(parts)
         content: Any = text
-        if text.startswith(mark) and text.endswith(mark):
-            content = inserts[int(text.strip(mark))]
+        if text.writers == PLACE:
+            content = inserts[ord(text) - _FIRST_PLACE]
         if isinstance(content, str):
-            source = self.source(content)
+            source = self.source(str.__str__(content))
             if not source.ids:
                 raise PromptError("a memory span is empty; give it text or leave it out")
             return Span(self.config.num_latents(len(source.ids), ratio), source_ids=source.ids)
@@ -263,33 +274,13 @@ class PromptEncoder:
         return [bos] if bos is not None and added[:1] == [bos] else []
 
 
-def _without_control_tokens(tokenizer: Any, whose: str) -> Any:
-    """Return a copy of the tokenizer to which every control token is ordinary text."""
-    from tokenizers import Tokenizer
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CheckpointError(
-            f"the {whose}'s tokenizer is not a fast one; save it with a tokenizer.json"
+def _without_places(text: Written) -> str:
+    """Return a text as an ordinary string, without what only holds a place in it."""
+    if PLACE in text.writers:
+        text = joined(
+            text[run.start() : run.end()] for run in re.finditer(f"[^{PLACE}]+", text.writers)
         )
-    settings = json.loads(backend.to_str())
-    settings.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    return Tokenizer.from_str(json.dumps(settings))
-
-
-def _unused_characters(value: Any, count: int) -> list[str]:
-    """Return private-use characters that occur nowhere in the strings below `value`."""
-    used: set[str] = set()
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            used.update(item)
-        elif isinstance(item, Mapping):
-            waiting.extend(item.values())
-        elif isinstance(item, Sequence):
-            waiting.extend(item)
-    return [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used][:count]
+    return "".join(text)
 
 
 def _checked(messages: Sequence[Message]) -> Sequence[Message]:
@@ -300,6 +291,8 @@ def _checked(messages: Sequence[Message]) -> Sequence[Message]:
             raise PromptError(
                 f'a message is {_shorten(message)}, expected {{"role": …, "content": …}}'
             )
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise PromptError(f"a message is {_shorten(message)}, without content or tool_calls")
     return messages
 
 

@@ -56,7 +56,7 @@ def cut(prompts: Any, item: Item, other_context: str = "") -> Parts:
         num_question = len(bare) if after[: len(bare)] == bare else 0
     else:
         before = prompts.encode_text("").input_ids  # what the tokenizer puts before any text
-        head = [*before, *prompts.text_ids(item.before)]
+        head = [*before, *prompts.text_ids(item.before, is_start=True)]
         after = prompts.text_ids(item.after)
         if not head and not after:
             # Without a context nothing would come before the first token of the target.

@@ -154,7 +154,7 @@ def tokenizer_fingerprints(prompts: PromptEncoder) -> dict[str, str]:
     control = {token.content: index for index, token in decoder.added_tokens_decoder.items()}
     return {
         "decoder": _fingerprint([_text_settings(decoder.backend_tokenizer), control]),
-        "encoder": _fingerprint([_text_settings(prompts.plain_encoder)]),
+        "encoder": _fingerprint([_text_settings(prompts.encoder_tokenizer.backend_tokenizer)]),
     }
 
 
