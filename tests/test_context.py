@@ -1,13 +1,19 @@
 """Contexts: what they know, how they are cut and joined, and how they survive the disk."""
 
 import errno
+import json
 import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEXT, WIRE
+from safetensors.torch import load_file, safe_open, save_file
 
 import octavo
 from octavo import CompressedContext, ContextError, InputError, RatioError, WriteError
@@ -156,6 +162,156 @@ def test_damaged_and_foreign_files_are_refused(context: CompressedContext, tmp_p
         CompressedContext.load(WIRE / "A_mean_causal_r4_w16/checkpoint/adapter/adapter.safetensors")
     with pytest.raises(ContextError, match="no context at"):
         CompressedContext.load(tmp_path / "nowhere.safetensors")
+
+
+def parts_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    with safe_open(path, "pt") as file:
+        return load_file(path), json.loads(file.metadata()["context"])
+
+
+def put(path: Path, tensors: dict[str, torch.Tensor], about: Any) -> None:
+    said = about if isinstance(about, str) else json.dumps(about)
+    save_file(tensors, path, metadata={"format": "octavo-context", "context": said})
+
+
+def odd_value(rng: random.Random, value: Any) -> Any:
+    """Return a value that should not stand where `value` does."""
+    odd = [None, True, -1, 0, 99, 2**70, 1.5, float("nan"), "x", "", [], {}, [value]]
+    return rng.choice([one for one in odd if one != value or type(one) is not type(value)])
+
+
+def odd_tensor(rng: random.Random, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of another type, shape or content."""
+    changed = tensor.clone()
+    flat = changed.view(-1)
+    at = rng.randrange(len(flat))
+    kinds: list[Callable[[], Any]] = [
+        lambda: changed[:-1].clone(),
+        lambda: changed[None].clone(),
+        lambda: changed[:0].clone(),
+        lambda: torch.cat([changed, changed]),
+        lambda: changed.to(rng.choice([torch.int8, torch.bool, torch.float64, torch.complex64])),
+        lambda: flat.__setitem__(at, flat[at] + rng.choice([1, 100])) or changed,
+        lambda: flat.__setitem__(at, 127) or changed,
+    ]
+    if tensor.is_floating_point():
+        kinds.append(lambda: flat.__setitem__(at, float("nan")) or changed)
+    return rng.choice(kinds)()
+
+
+def mutate(rng: random.Random, path: Path) -> None:
+    """Change one thing in a context's file: bytes, a field of its metadata, or a tensor."""
+    raw = bytearray(path.read_bytes())
+    kind = rng.randrange(5)
+    if kind == 0:
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    elif kind == 1:  # in the header, where the most can go wrong
+        raw[rng.randrange(900)] = rng.randrange(256)
+    elif kind == 2:
+        at = rng.randrange(len(raw))
+        raw[at : at + rng.choice([0, 1, 8, 999])] = rng.randbytes(rng.choice([0, 1, 8]))
+    else:
+        tensors, about = parts_of(path)
+        if kind == 3:
+            name = rng.choice([*about, "more"])
+            about[name] = odd_value(rng, about.get(name))
+            if rng.random() < 0.2:
+                del about[name]
+        else:
+            name = rng.choice(list(tensors))
+            tensors[name] = odd_tensor(rng, tensors[name])
+            if rng.random() < 0.2:
+                tensors[rng.choice([name, "more"])] = tensors.pop(name)
+        return put(path, tensors, about)
+    return path.write_bytes(raw) and None
+
+
+def check_mutations(context: CompressedContext, path: Path, count: int) -> None:
+    context.save(path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(count):
+        path.write_bytes(whole)
+        mutate(random.Random(seed), path)
+        try:
+            loaded = CompressedContext.load(path)
+        except ContextError:
+            refused += 1
+            continue
+        for name in CompressedContext.__slots__:
+            found, wanted = getattr(loaded, name), getattr(context, name)
+            same = torch.equal(found, wanted) if torch.is_tensor(found) else found == wanted
+            assert same, (seed, name)
+    assert refused > 0.9 * count
+
+
+def test_no_altered_context_is_read(context: CompressedContext, tmp_path: Path) -> None:
+    check_mutations(context[:9], tmp_path / "part.safetensors", 200)
+    check_mutations(context, tmp_path / "whole.safetensors", 200)
+
+
+@pytest.mark.slow
+def test_none_of_five_thousand_altered_contexts_is_read(
+    context: CompressedContext, tmp_path: Path
+) -> None:
+    check_mutations(context, tmp_path / "c.safetensors", 5_000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t, a: t.update(latents=t["latents"] * float("nan")),
+        lambda t, a: t.update(latents=t["latents"].to(torch.int8)),
+        lambda t, a: t.update(latents=t["latents"][0]),
+        lambda t, a: t.update(block_tokens=t["block_tokens"][:-1].clone()),
+        lambda t, a: t.update(block_tokens=t["block_tokens"] * 0),
+        lambda t, a: t.update(offsets=t["offsets"] + 10**9),
+        lambda t, a: t.update(offsets=t["offsets"].flip(0)),
+        lambda t, a: t.update(text=torch.full((4,), 255, dtype=torch.uint8)),
+        lambda t, a: t.pop("offsets"),
+        lambda t, a: a.update(ratio=99),
+        lambda t, a: a.update(ratio="x"),
+        lambda t, a: a.update(compress_seconds=float("inf")),
+        lambda t, a: a.update(fingerprint=None),
+        lambda t, a: a.pop("ratio"),
+    ],
+)
+def test_files_of_older_versions_pass_every_check_but_the_checksum(
+    context: CompressedContext, tmp_path: Path, change: Any
+) -> None:
+    path = tmp_path / "c.safetensors"
+    context.save(path)
+    tensors, about = parts_of(path)
+    about["format_version"] = 1
+    del about["checksum"]
+    put(path, tensors, about)
+    assert torch.equal(CompressedContext.load(path).latents, context.latents)
+    change(tensors, about)
+    put(path, tensors, about)
+    with pytest.raises(ContextError):
+        CompressedContext.load(path)
+
+
+@pytest.mark.parametrize("said", ["{", "[]", "[" * 100_000, "null", '{"format_version": 99}', "{}"])
+def test_odd_metadata_is_refused(context: CompressedContext, tmp_path: Path, said: str) -> None:
+    context.save(tmp_path / "c.safetensors")
+    put(tmp_path / "c.safetensors", load_file(tmp_path / "c.safetensors"), said)
+    with pytest.raises(ContextError, match="make it again"):
+        CompressedContext.load(tmp_path / "c.safetensors")
+
+
+def test_a_context_that_cannot_be_right_is_not_saved(
+    context: CompressedContext, tmp_path: Path
+) -> None:
+    broken = replace(context, latents=context.latents / 0)
+    with pytest.raises(ContextError, match="latents"):
+        broken.save(tmp_path / "c.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ratio_may_be_a_number_of_numpy(model: octavo.Model, tmp_path: Path) -> None:
+    made = model.compress(TEXT, np.int64(4))  # type: ignore[arg-type]
+    made.save(tmp_path / "c.safetensors")
+    assert type(model.load_context(tmp_path / "c.safetensors").ratio) is int
 
 
 def test_a_full_disk_leaves_the_old_file_whole(

@@ -7,6 +7,7 @@ file of our own, `octavo.json`, that other readers ignore. Standard library only
 
 import json
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -175,12 +176,12 @@ def resolve_ratio(config: ModelConfig, extension: Extension, ratio: int | None) 
     if ratio is None:
         return config.compression_ratio
     served = sorted({config.compression_ratio, *extension.ratios})
-    if isinstance(ratio, bool) or not isinstance(ratio, int) or ratio not in served:
+    if isinstance(ratio, bool) or not isinstance(ratio, Integral) or ratio not in served:
         raise RatioError(
             f"ratio {ratio!r} is not served by this model, which was trained for "
             f"{', '.join(map(str, served))}; choose one of these"
         )
-    return ratio
+    return int(ratio)
 
 
 def check_ratio_divides_window(ratio: int, window: int) -> None:

@@ -9,12 +9,13 @@ made it and the text's sha256, and it lives in one safetensors file.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,7 +23,10 @@ from octavo.errors import ContextError
 from octavo.files import write_file
 
 FORMAT = "octavo-context"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no checksum; such files are still read."""
+_ABOUT = ("ratio", "fingerprint", "compressor_name", "text_sha256", "is_whole", "compress_seconds")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -153,7 +157,8 @@ class CompressedContext:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, whole or not at all; raises `ContextError` as `load` does."""
+        self._check()
         tensors = {
             "latents": self.latents.detach().cpu().contiguous(),
             "block_tokens": self.block_tokens.to(torch.int32).contiguous(),
@@ -162,30 +167,26 @@ class CompressedContext:
         if self.text is not None:
             encoded = bytearray(self.text.encode("utf-8"))
             tensors["text"] = torch.frombuffer(encoded, dtype=torch.uint8)
-        about = {
-            "format_version": FORMAT_VERSION,
-            "ratio": self.ratio,
-            "fingerprint": self.fingerprint,
-            "compressor_name": self.compressor_name,
-            "text_sha256": self.text_sha256,
-            "is_whole": self.is_whole,
-            "compress_seconds": self.compress_seconds,
-        }
+        about = {name: getattr(self, name) for name in _ABOUT}
+        about |= {"checksum": _checksum(tensors, about), "format_version": FORMAT_VERSION}
         metadata = {"format": FORMAT, "context": json.dumps(about)}
         write_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressedContext":
-        """Read a context; raises `ContextError` for a file that is missing, cut off or foreign."""
+        """Read a context.
+
+        Raises `ContextError` for a file that is missing, cut off, foreign or altered. Files of
+        older versions have no checksum; they pass every other check.
+        """
         path = Path(path)
         if not path.is_file():
             raise ContextError(f"no context at {path}; give a file that `octavo compress` wrote")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                names = set(file.keys())
-                tensors = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError, RuntimeError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except Exception as error:  # a header may hold anything
             raise ContextError(
                 f"{path} is damaged or no context ({error}); make it "
                 "again, or compress it first (octavo compress) if it is a text"
@@ -194,25 +195,69 @@ class CompressedContext:
             raise ContextError(
                 f"{path} is a safetensors file but no context; compress a text first"
             )
-        about = json.loads(metadata["context"])
-        if about["format_version"] > FORMAT_VERSION:
-            raise ContextError(f"{path} was written by a newer octavo; upgrade to read it")
-        text = tensors["text"].numpy().tobytes().decode("utf-8") if "text" in tensors else None
-        context = cls(
-            latents=tensors["latents"],
-            ratio=about["ratio"],
-            block_tokens=tensors["block_tokens"].long(),
-            offsets=tensors["offsets"],
-            fingerprint=about["fingerprint"],
-            compressor_name=about["compressor_name"],
-            text_sha256=about["text_sha256"],
-            text=text,
-            is_whole=about["is_whole"],
-            compress_seconds=about["compress_seconds"],
-        )
-        if text is not None and sha256_of(text) != context.text_sha256:
-            raise ContextError(f"{path}: the text does not match its sha256; make it again")
-        return context
+        try:
+            return cls._of_file(tensors, json.loads(metadata["context"]))
+        except Exception as error:  # metadata may hold anything, nested without end
+            reason = (
+                error if isinstance(error, ContextError) else f"{type(error).__name__}: {error}"
+            )
+            raise ContextError(f"{path}: {reason}; make it again") from error
+
+    @classmethod
+    def _of_file(cls, tensors: dict[str, Tensor], about: dict[str, Any]) -> "CompressedContext":
+        """Build a context of what a file holds, and compare it with its checksum."""
+        version, checksum = about.pop("format_version"), about.pop("checksum", None)
+        if type(version) is not int or version > FORMAT_VERSION:
+            raise ContextError("it was written by a newer octavo (upgrade to read it)")
+        if about.keys() != set(_ABOUT) or (version > 1) != isinstance(checksum, str):
+            raise ContextError(f"its metadata has the fields {', '.join(sorted(about))[:200]}")
+        if checksum is not None and checksum != _checksum(tensors, about):
+            raise ContextError("it does not match its checksum")
+        values: dict[str, Any] = {**tensors, **about}
+        if "text" in values:
+            values["text"] = values["text"].numpy().tobytes().decode("utf-8")
+        context = cls(**values)
+        context._check()
+        return replace(context, block_tokens=context.block_tokens.long())
+
+    def _check(self) -> None:
+        """Raise `ContextError` for values that no compressor makes."""
+        latents, counts, offsets = self.latents, self.block_tokens, self.offsets
+        whole = counts[:-1] if self.is_whole else counts[:0]
+        sound = {
+            "ratio": type(self.ratio) is int and self.ratio > 0,
+            "latents": latents.ndim == 2
+            and latents.numel() > 0
+            and latents.dtype in _DTYPES
+            and bool(latents.isfinite().all()),
+            "block_tokens": counts.dtype in (torch.int32, torch.int64)
+            and counts.shape == latents.shape[:1]
+            and bool(
+                ((counts >= 1) & (counts <= self.ratio)).all() and (whole == self.ratio).all()
+            ),
+            "offsets": offsets.dtype == torch.int64
+            and offsets.shape == (len(latents), 2)
+            and bool((offsets.flatten().diff() >= 0).all() and offsets[0, 0] >= 0)
+            and (self.text is None or int(offsets[-1, 1]) <= len(self.text)),
+            "fingerprint": isinstance(self.fingerprint, str),
+            "compressor_name": isinstance(self.compressor_name, str),
+            "text_sha256": isinstance(self.text_sha256, str | None)
+            and (self.text is None or sha256_of(self.text) == self.text_sha256),
+            "is_whole": isinstance(self.is_whole, bool),
+            "compress_seconds": isinstance(self.compress_seconds, int | float)
+            and 0 <= self.compress_seconds < float("inf"),
+        }
+        if wrong := [name for name, is_sound in sound.items() if not is_sound]:
+            raise ContextError(f"the {wrong[0]} of this context cannot be right")
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of everything in a context, whatever the order in its file."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def sha256_of(text: str) -> str:
