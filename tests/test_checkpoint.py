@@ -1,6 +1,9 @@
 """Checkpoints: the published layout both ways, and every way it can be wrong."""
 
+import contextlib
 import json
+import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import octavo
-from octavo import CheckpointError, ConfigError, RatioError
+from octavo import CheckpointError, ConfigError, OctavoError, RatioError
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
 
 PUBLISHED_KEYS = {
@@ -120,6 +123,27 @@ def test_legacy_keys_are_read_and_unknown_ones_ignored(folder: Path) -> None:
     assert attended.adapter_type == "attn_mlp"
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def huge(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+
+
+def index(folder: Path, name: Any) -> None:
+    (folder / "model.safetensors").rename(folder.parent.parent / "elsewhere.safetensors")
+    names = dict.fromkeys(load_file(folder.parent.parent / "elsewhere.safetensors"), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
 BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "no adapter file": (lambda f: (f / "adapter/adapter.safetensors").unlink(), CheckpointError,
                         "would be random"),
@@ -153,6 +177,34 @@ BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
                      "has shape"),
     "other adapter": (lambda f: edit(f / "model_config.json", adapter_type="mlp_attn"),
                       CheckpointError, "lacks attention_layers"),
+    "settings a pipe": (lambda f: pipe(f / "model_config.json"), CheckpointError, "not a file"),
+    "weights a pipe": (lambda f: pipe(f / "decoder/model.safetensors"), CheckpointError,
+                       "not a file"),
+    "adapter a device": (lambda f: device(f / "adapter/adapter.safetensors"), CheckpointError,
+                         "not a file"),
+    "settings without end": (lambda f: (f / "model_config.json").write_text("[" * 10**5),
+                             CheckpointError, "not readable JSON"),
+    "a config without end": (lambda f: (f / "decoder/config.json").write_text('{"a":' * 10**5),
+                             CheckpointError, "not readable JSON"),
+    "a huge config": (lambda f: huge(f / "decoder/config.json"), CheckpointError, "too many"),
+    "endless adapter": (lambda f: edit(f / "model_config.json", num_adapter_layers=10**9,
+                                       adapter_type="mlp_attn"), CheckpointError, "at most"),
+    "endless window": (lambda f: edit(f / "model_config.json", encoder_window_size=4 * 10**12),
+                       CheckpointError, "at most"),
+    "endless decoder": (lambda f: edit(f / "decoder/config.json", num_hidden_layers=10**9),
+                        CheckpointError, "num_hidden_layers is 1000000000"),
+    "wide encoder": (lambda f: edit(f / "encoder/config.json", intermediate_size=10**12),
+                     CheckpointError, "intermediate_size"),
+    "index elsewhere": (lambda f: index(f / "decoder", "../../elsewhere.safetensors"),
+                        CheckpointError, "expected a file beside it"),
+    "index at the root": (lambda f: index(f / "encoder", "/etc/passwd"), CheckpointError,
+                          "expected a file beside it"),
+    "index of numbers": (lambda f: index(f / "encoder", 5), CheckpointError, "beside it"),
+    "a kernel of a hub": (lambda f: edit(f / "decoder/config.json",
+                                         attn_implementation="someone/kernel"), CheckpointError,
+                          "never run"),
+    "odd ratios": (lambda f: (f / "octavo.json").write_text('{"ratios": 5}'), CheckpointError,
+                   "cannot load"),
     "newer extension": (lambda f: (f / "octavo.json").write_text('{"wings": 2}'), ConfigError,
                         "upgrade"),
 }  # fmt: skip
@@ -164,6 +216,131 @@ def test_a_broken_checkpoint_is_one_clear_error(folder: Path, breakage: str) -> 
     break_it(folder)
     with pytest.raises(kind, match=complaint):
         octavo.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("where", ["tokenizer", "config"])
+def test_code_in_a_checkpoint_is_never_run_nor_asked_about(
+    folder: Path, where: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    code = f"""open({str(folder / "it-ran")!r}, "w")
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, Qwen3Config
+class Words(PreTrainedTokenizerFast): pass
+class Net(Qwen3ForCausalLM): pass
+class Settings(Qwen3Config): model_type = "net"
+"""
+    (folder / "decoder" / "net.py").write_text(code)
+    if where == "config":
+        names = {"AutoConfig": "net.Settings", "AutoModelForCausalLM": "net.Net"}
+        edit(folder / "decoder/config.json", model_type="net", auto_map=names)
+    else:
+        names = {"AutoTokenizer": ["net.Words", "net.Words"]}
+        edit(folder / "decoder/tokenizer_config.json", tokenizer_class="Words", auto_map=names)
+    monkeypatch.setattr("builtins.input", lambda *said: "y")
+    with contextlib.suppress(CheckpointError):
+        octavo.load(folder, device="cpu")
+    assert not (folder / "it-ran").exists()
+    assert "custom code" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("case", sorted(p.name for p in WIRE.iterdir()))
+def test_one_fingerprint_stands_for_a_model_however_it_is_kept(case: str, tmp_path: Path) -> None:
+    source = WIRE / case / "checkpoint"
+    settings = ModelConfig.read(source).to_dict()
+    made = octavo.assemble(source / "encoder", source / "decoder", device="cpu", **settings)
+    context = made.compress(TEXT)
+    made.save(tmp_path / "parts")
+    context.save(tmp_path / "c.safetensors")
+    again = octavo.load(tmp_path / "parts", device="cpu")
+    assert torch.equal(again.load_context(tmp_path / "c.safetensors").latents, context.latents)
+    again.save(tmp_path / "twice")
+    made.lclm.save_pretrained(tmp_path / "whole")
+    for kept in ("twice", "whole"):
+        assert octavo.load(tmp_path / kept, device="cpu").fingerprint == made.fingerprint
+
+
+def test_the_fingerprint_is_of_the_tokenizers_too(folder: Path) -> None:
+    before = octavo.load(folder, device="cpu").fingerprint
+    for half in ("encoder", "decoder"):
+        path = folder / half / "tokenizer.json"
+        values = json.loads(path.read_text())
+        values["model"]["merges"].pop()
+        path.write_text(json.dumps(values))
+        changed = octavo.load(folder, device="cpu").fingerprint
+        assert changed != before
+        before = changed
+
+
+def mutate(rng: random.Random, folder: Path) -> None:
+    """Change one thing in one file: bytes, a value of its JSON, or its name."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".jinja"]
+    path = rng.choice(files)
+    kind = rng.random()
+    if kind < 0.1:
+        path.rename(path.with_name(rng.choice(["model.safetensors", "config.json", "x"])))
+    elif path.suffix == ".json" and kind < 0.7:
+        at = values = json.loads(path.read_text())
+        while isinstance(at, dict | list) and at:
+            place = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            if not isinstance(at[place], dict | list) or rng.random() < 0.3:
+                odd = [
+                    None,
+                    True,
+                    -1,
+                    0,
+                    3,
+                    10**9,
+                    10**30,
+                    0.5,
+                    "x",
+                    "(a*)*$",
+                    "a/b",
+                    [],
+                    {},
+                    [[1]],
+                ]
+                at[place] = rng.choice(odd)
+                break
+            at = at[place]
+        path.write_text(json.dumps(values))
+    else:
+        raw = bytearray(path.read_bytes())
+        at = rng.randrange(min(len(raw), rng.choice([16, 4000, len(raw)])))
+        raw[at : at + rng.choice([0, 1, 8, 999])] = rng.randbytes(rng.choice([0, 1, 8]))
+        path.write_bytes(raw)
+
+
+def check_mutations(tmp_path: Path, count: int) -> None:
+    read = 0
+    for seed in range(count):
+        folder = tmp_path / str(seed)
+        shutil.copytree(CHECKPOINT, folder)
+        mutate(random.Random(seed), folder)
+        found = []
+        for drawn in (0, 1):
+            torch.manual_seed(drawn)
+            try:
+                model = octavo.load(folder, device="cpu")
+                found.append({n: t.clone() for n, t in model.lclm.state_dict().items()})
+            except OctavoError:
+                break
+        shutil.rmtree(folder)
+        if found:
+            read += 1
+            first, second = found
+            for name, tensor in first.items():  # nothing was drawn at random
+                assert torch.equal(tensor.nan_to_num(), second[name].nan_to_num()), (seed, name)
+    assert 0 < read < count
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_altered_checkpoint_is_refused_or_read_as_it_is(tmp_path: Path) -> None:
+    check_mutations(tmp_path, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_five_hundred_altered_checkpoints_are_refused_or_read_as_they_are(tmp_path: Path) -> None:
+    check_mutations(tmp_path, 500)
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(folder: Path) -> None:

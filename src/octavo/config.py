@@ -20,6 +20,8 @@ Rotary = Literal["exact", "bf16_encoder", "bf16"]
 
 MODEL_CONFIG_FILE = "model_config.json"
 EXTENSION_FILE = "octavo.json"
+MAX_JSON_BYTES = 1 << 26
+"""The largest files of this kind, indexes of weights, are some megabytes."""
 
 MEMORY_START = "<|memory_start|>"
 MEMORY_END = "<|memory_end|>"
@@ -67,9 +69,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the key."""
         _check_whole_number("compression_ratio", self.compression_ratio, least=1)
-        _check_whole_number("encoder_window_size", self.encoder_window_size, least=1)
+        _check_whole_number("encoder_window_size", self.encoder_window_size, least=1, most=1 << 22)
         _check_whole_number("boundary_overlap", self.boundary_overlap, least=0)
-        _check_whole_number("num_adapter_layers", self.num_adapter_layers, least=1)
+        _check_whole_number("num_adapter_layers", self.num_adapter_layers, least=1, most=1 << 8)
         _check_choice("pooling", self.pooling, get_args(Pooling))
         _check_choice("encoder_mask_type", self.encoder_mask_type, get_args(MaskType))
         _check_choice("adapter_type", self.adapter_type, get_args(AdapterType))
@@ -141,6 +143,8 @@ class Extension:
         """Refuse what cannot work, naming the key."""
         for ratio in self.ratios:
             _check_whole_number("ratios", ratio, least=1)
+        if self.encoder_layers is not None:
+            _check_whole_number("encoder_layers", self.encoder_layers, least=1)
         _check_choice("residual", self.residual, ("none", "sum"))
         if self.rotary is not None:
             _check_choice("rotary", self.rotary, get_args(Rotary))
@@ -195,11 +199,13 @@ def check_ratio_divides_window(ratio: int, window: int) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object, naming the file in errors."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; is this a whole checkpoint?")
     try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise OSError(f"{size:,} bytes are too many")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; is this a whole checkpoint?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
@@ -220,10 +226,11 @@ def _modernise(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_whole_number(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _check_whole_number(name: str, value: object, *, least: int, most: int = 1 << 62) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         kind = RatioError if "ratio" in name else ConfigError
-        raise kind(f"{name} is {value!r}, expected a whole number of at least {least}")
+        bound = "" if most == 1 << 62 else f" and at most {most:,}"
+        raise kind(f"{name} is {value!r}, expected a whole number of at least {least}{bound}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -94,6 +94,6 @@ def assemble(
         decoder_tokenizer=decoder_tokenizer,
         dtype=parse_dtype(dtype),
     )
-    fingerprint = fingerprint_of_weights(lclm)
+    fingerprint = fingerprint_of_weights(lclm, (decoder_tokenizer, encoder_tokenizer))
     checkpoint = Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, fingerprint)
     return Model(LocalEngine(checkpoint, find_device(device)), checkpoint.prompts(), checkpoint)

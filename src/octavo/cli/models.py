@@ -74,7 +74,7 @@ def pull(
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
-    from octavo.weights.fingerprint import fingerprint_of
+    from octavo.weights.layout import identify
 
     config, extension = ModelConfig.read(folder), Extension.read(folder)
     bases = _bases(folder)
@@ -90,7 +90,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "mask": config.encoder_mask_type,
         "adapter": config.adapter_type,
         "residual": extension.residual,
-        "fingerprint": fingerprint_of(folder, config, extension),
+        "fingerprint": identify(folder),
         "bytes": {part: _size_of(folder / part) for part in _PARTS},
         "base": ", ".join(bases) or None,
         "base_is_cached": all(map(_is_in_cache, bases)) if bases else None,

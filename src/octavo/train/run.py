@@ -300,7 +300,8 @@ class Run:
             if is_main:
                 made = self.assemble(before)
                 _fill(made.lclm, trained)
-                fingerprint = fingerprint_of_weights(made.lclm)
+                tokenizers = (made.decoder_tokenizer, made.encoder_tokenizer)
+                fingerprint = fingerprint_of_weights(made.lclm, tokenizers)
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 write(dataclasses.replace(made, fingerprint=fingerprint), folder)
 

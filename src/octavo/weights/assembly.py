@@ -25,6 +25,8 @@ from octavo.weights.base import BASE_NAME, ensure_base
 
 PINNED_BASE = f"octavo:{BASE_NAME}"
 """How checkpoints name the pinned base model."""
+UNTRUSTED: dict[str, Any] = {"trust_remote_code": False}
+"""For every library that opens a checkpoint: code in it is never run, nor asked about."""
 RESIDUAL_ADAPTER_SCALE = 0.1
 """A fresh adapter adds little to the order-preserving sum. A starting value, unmeasured."""
 
@@ -113,7 +115,7 @@ def load_tokenizers(encoder: str, decoder: str, base: Path | None = None) -> tup
     found = []
     for source in (decoder, encoder):
         try:
-            found.append(AutoTokenizer.from_pretrained(load_base(source, base)))
+            found.append(AutoTokenizer.from_pretrained(load_base(source, base), **UNTRUSTED))
         except (OSError, ValueError) as error:
             raise _cannot_load(source, error) from error
     return _with_memory_tokens(found[0]), found[1]
@@ -221,8 +223,8 @@ def _load(
     kind = AutoModelForCausalLM if head else AutoModel
     try:
         with quiet():
-            model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        return model, tokenizer or AutoTokenizer.from_pretrained(folder)
+            model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **UNTRUSTED)
+        return model, tokenizer or AutoTokenizer.from_pretrained(folder, **UNTRUSTED)
     except (OSError, ValueError) as error:
         raise _cannot_load(source, error) from error
 

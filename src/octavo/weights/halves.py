@@ -3,6 +3,7 @@
 Either is checked to be complete: transformers and peft draw what is missing at random.
 """
 
+import re
 import warnings
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
@@ -18,8 +19,10 @@ from octavo.config import read_json
 from octavo.errors import CheckpointError
 from octavo.progress import Progress
 from octavo.weights import lora
-from octavo.weights.assembly import first_layers, load_base, quiet
+from octavo.weights.assembly import UNTRUSTED, first_layers, load_base, quiet
+from octavo.weights.guard import check_files
 
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 LORA_FILE = "adapter_model.safetensors"
 
 
@@ -43,6 +46,7 @@ class HalfLoader:
             if not named:
                 raise CheckpointError(f"{folder}/adapter_config.json names no base model")
             source = load_base(str(named), self.base, self.progress)
+            check_files(Path(source))
             options = {**options, "dtype": torch.float32}  # merged in fp32, then rounded once
         if num_layers is not None and is_lora:
             model = self.whole[source] = self._load(source, AutoModelForCausalLM, options)
@@ -66,7 +70,7 @@ class HalfLoader:
         try:
             with quiet():
                 loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
-                    source, use_safetensors=True, output_loading_info=True, **options
+                    source, use_safetensors=True, output_loading_info=True, **UNTRUSTED, **options
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
@@ -142,11 +146,15 @@ def _lora_config(folder: Path) -> Any:
     values = read_json(path)
     if values.pop("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{path}: peft_type is not LORA, the only one that can be read")
-    for key in ("target_modules", "exclude_modules", "layers_pattern"):
-        if isinstance(values.get(key), str):
+    for key in ("target_modules", "exclude_modules", "layers_pattern", *_PATTERNS):
+        given = values.get(key)
+        names = given if key in _PATTERNS and isinstance(given, dict) else ()
+        if isinstance(given, str) or any(re.search(r"[*+{?|]", name) for name in names):
             raise CheckpointError(
-                f"{path}: {key} is a pattern, expected a list of module names; write it out"
+                f"{path}: {key} is a pattern, expected module names; write them out"
             )
+    if values.get("layer_replication"):
+        raise CheckpointError(f"{path}: layer_replication cannot be read; write the layers out")
     known = {one.name for one in fields(LoraConfig)}
     for key in sorted(values.keys() - known):
         if values.pop(key) and key != "peft_version":

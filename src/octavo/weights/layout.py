@@ -14,6 +14,7 @@ what is missing or does not fit is an error, never a random weight.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,15 @@ from octavo.config import (
     ModelConfig,
     Rotary,
 )
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, OctavoError
 from octavo.files import new_folder
 from octavo.machine import parse_dtype
 from octavo.nn import LCLM, LCLMConfig
 from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
-from octavo.weights.assembly import build, load_base
+from octavo.weights.assembly import UNTRUSTED, build, load_base
 from octavo.weights.fingerprint import fingerprint_of
+from octavo.weights.guard import check_files
 from octavo.weights.halves import HalfLoader, cast, first_line, write_half
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -105,7 +107,7 @@ def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Pat
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl"]
+                name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.py"]
             )
         )
     except Exception as error:  # the hub client raises many kinds; all mean "not available"
@@ -130,8 +132,30 @@ def read(
     `rotary` picks the rotary precision (`nn/rotary.py`). By default 16-bit published checkpoints
     get a rounded encoder and an exact decoder, as their authors' vLLM evaluation ran them, and fp32
     or our own checkpoints none. With `trainable`, LoRA factors stay apart instead of being merged.
+    Raises `CheckpointError` for whatever is wrong with the folder; nothing in it is ever run.
     """
     precision = parse_dtype(dtype)
+    try:
+        for part in (folder, *(folder / part for part in PARTS)):
+            check_files(part)
+        return _read(folder, precision, rotary, trainable, base, progress, attention)
+    except OctavoError:
+        raise
+    except Exception as error:  # a checkpoint may hold anything, and libraries raise anything
+        raise CheckpointError(
+            f"cannot load {folder} ({type(error).__name__}: {first_line(error)}); fetch it again"
+        ) from error
+
+
+def _read(
+    folder: Path,
+    precision: torch.dtype,
+    rotary: Rotary | None,
+    trainable: bool,
+    base: Path | None,
+    progress: Progress | None,
+    attention: str | None,
+) -> Checkpoint:
     config, extension = ModelConfig.read(folder), Extension.read(folder)
     if rotary is None:
         is_published = not (folder / EXTENSION_FILE).is_file()
@@ -165,8 +189,19 @@ def read(
     lclm.round_rotary(rotary)
     lclm.eval()
     name = extension.name or folder.resolve().name
-    fingerprint = fingerprint_of(folder, config, extension)
+    fingerprint = identify(folder, (decoder_tokenizer, encoder_tokenizer))
     return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, fingerprint)
+
+
+def identify(folder: Path, tokenizers: Sequence[Any] = ()) -> str:
+    """Return the fingerprint of a checkpoint folder: of its settings, weights and tokenizers.
+
+    The encoder's tokenizer need not be there where it is that of a pinned base.
+    """
+    own = [part for part in PARTS[:2] if (folder / part / "tokenizer_config.json").is_file()]
+    tokenizers = tokenizers or [_tokenizer(folder / part, part) for part in own]
+    settings = ModelConfig.read(folder), Extension.read(folder)
+    return fingerprint_of(folder, *settings, tokenizers[: len(own)])
 
 
 def read_tokenizers(
@@ -177,7 +212,7 @@ def read_tokenizers(
     if (folder / "encoder" / "tokenizer_config.json").is_file() or extension.base is None:
         return decoder_tokenizer, _tokenizer(folder / "encoder", "encoder")
     named = load_base(extension.base, base, progress)
-    return decoder_tokenizer, AutoTokenizer.from_pretrained(named)
+    return decoder_tokenizer, AutoTokenizer.from_pretrained(named, **UNTRUSTED)
 
 
 def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -208,7 +243,7 @@ def _tokenizer(folder: Path, whose: str) -> Any:
             f"{folder} has no tokenizer_config.json; copy the {whose}'s own tokenizer files there"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **UNTRUSTED)
     except Exception as error:
         raise CheckpointError(
             f"{folder}: cannot read the {whose}'s tokenizer ({first_line(error)})"
