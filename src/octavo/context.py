@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from octavo.errors import ContextError
@@ -183,9 +182,10 @@ class CompressedContext:
         if not path.is_file():
             raise ContextError(f"no context at {path}; give a file that `octavo compress` wrote")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            raw = path.read_bytes()  # once, for another write may replace the file
+            tensors = load(raw)
+            header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+            metadata = header.get("__metadata__") or {}
         except Exception as error:  # a header may hold anything
             raise ContextError(
                 f"{path} is damaged or no context ({error}); make it "

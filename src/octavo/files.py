@@ -3,9 +3,12 @@
 Everything octavo writes goes through here: a temporary name in the same folder, fsync, rename.
 """
 
+import ctypes
 import os
+import platform
+import secrets
 import shutil
-import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +25,27 @@ class WriteError(OctavoError, OSError):
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then put it at `path` in one step.
 
-    Raises `WriteError` on a full disk, a missing folder or a folder without permission; neither
-    the temporary file nor a half-written `path` stays behind, also after Ctrl-C.
+    Raises `WriteError` on a full disk, a missing folder or a folder without permission, and where
+    `path` is a link, a device or a pipe; neither the temporary file nor a half-written `path` stays
+    behind, also after Ctrl-C. What killed writes left beside it is removed.
     """
-    if path.is_dir():
-        raise WriteError(f"cannot write {path}: it is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise WriteError(f"cannot write {path}: the folder {path.parent} does not exist; create it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.is_dir():
+            raise WriteError(f"cannot write {path}: it is a folder; give a file name")
+        if not path.parent.is_dir():
+            raise WriteError(
+                f"cannot write {path}: the folder {path.parent} does not exist; create it"
+            )
+        _check_place(path, path.is_file())
+        remove_leftovers(path.parent)
+    except OSError as error:
+        raise _refusal(path, error) from error
+    temporary = _temporary(path.parent)
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
+        mode = temporary.stat().st_mode  # as the umask has it; libraries make files private
         write(temporary)
+        temporary.chmod(mode)
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
@@ -52,35 +66,90 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced only at the very end.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_place(path, path.is_dir())
+        remove_leftovers(path.parent)
+        temporary = _temporary(path.parent)
+        temporary.mkdir()
+    except OSError as error:
+        raise _refusal(path, error) from error
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            os.replace(path, retired)
-        temporary.chmod(0o755)  # mkdtemp makes it private; a checkpoint is meant to be shared
-        os.replace(temporary, path)
-        shutil.rmtree(retired, ignore_errors=True)
-        _fsync(path.parent)
+        replace_folder(temporary, path)
     except (OSError, SafetensorError) as error:  # the latter is how safetensors says disk full
         raise _refusal(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Make a folder's own files, and their names, durable."""
-    for file in path.iterdir():
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Make a finished folder durable and put it at `path`, where an older one may stand.
+
+    The two change places in one step, so that there is a whole folder at `path` at every moment;
+    on systems that cannot do so the older one is moved aside first.
+    """
+    mode = temporary.stat().st_mode & 0o666
+    for file in temporary.rglob("*"):
         if file.is_file():
-            _fsync(file)
-    _fsync(path)
+            file.chmod(mode)
+        _fsync(file)
+    _fsync(temporary)
+    if not path.exists():
+        os.replace(temporary, path)
+    elif _exchange(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        retired = _temporary(path.parent)
+        os.replace(path, retired)
+        os.replace(temporary, path)
+        shutil.rmtree(retired, ignore_errors=True)
+    _fsync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, where the system can (renameat2 of Linux)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fcntl.h> and <linux/fs.h>
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+
+
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _temporary(folder: Path) -> Path:
+    """Return a name of no other write, which tells who writes; it fits whatever the file's name."""
+    return folder / f".octavo-{_HOST}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes that are no more."""
+    for left in folder.glob(f".octavo-{_HOST}-*.tmp"):
+        try:
+            os.kill(int(left.name.split("-")[2]), 0)
+        except ProcessLookupError:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        except (ValueError, OSError):  # not ours, or a process of another user
+            continue
+
+
+def _check_place(path: Path, is_ordinary: bool) -> None:
+    """Refuse what a rename would destroy: links, devices, pipes."""
+    if path.is_symlink():
+        raise WriteError(f"cannot write {path}: it is a link to {path.readlink()}; give that name")
+    if path.exists() and not is_ordinary:
+        raise WriteError(f"cannot write {path}: something else is there; choose another name")
 
 
 def _refusal(path: Path, error: Exception) -> WriteError:
+    if isinstance(error, WriteError):
+        return error
     reason = getattr(error, "strerror", None) or error
     return WriteError(f"cannot write {path}: {reason}; free some space or choose another place")
 

@@ -103,7 +103,7 @@ def export_fails(rank: int) -> None:
 
 def state_fails(rank: int) -> None:
     if rank == 0:
-        checkpoints.sync_folder = full  # type: ignore[assignment]
+        checkpoints.replace_folder = full  # type: ignore[assignment]
 
 
 def shard_fails(rank: int) -> None:

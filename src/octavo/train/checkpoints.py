@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from octavo.config import read_json
 from octavo.errors import CheckpointError, MissingExtraError, TrainingError
-from octavo.files import WriteError, sync_folder
+from octavo.files import WriteError, replace_folder
 from octavo.train import parallel
 
 PATTERN = re.compile(r"checkpoint-(\d{8})")
@@ -68,11 +68,7 @@ def save(
             try:
                 text = json.dumps({**state, "files": _sizes(temporary)})
                 (temporary / "state.json").write_text(text, encoding="utf-8")
-                sync_folder(temporary)
-                if path.exists():  # the same step, saved again after a resume
-                    shutil.rmtree(path)
-                temporary.rename(path)
-                sync_folder(folder)
+                replace_folder(temporary, path)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise WriteError(

@@ -30,7 +30,7 @@ from octavo.data.prepare import (
 )
 from octavo.data.rows import MANIFEST, Rows, read_held_out
 from octavo.errors import TrainingError
-from octavo.files import write_text
+from octavo.files import remove_leftovers, write_text
 from octavo.nn import LCLM
 from octavo.progress import OnNote, Progress
 from octavo.recipe import STAGES, RunConfig
@@ -242,8 +242,7 @@ class Run:
         """Remove what a run that was killed while it wrote has left half done."""
         for half in (self.out / name).glob(".*"):
             shutil.rmtree(half, ignore_errors=True)
-        for half in self.out.glob(".*.tmp"):
-            half.unlink(missing_ok=True)
+        remove_leftovers(self.out)
 
     # -- stages ----------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from octavo.config import (
     Rotary,
 )
 from octavo.errors import CheckpointError, OctavoError
-from octavo.files import new_folder
+from octavo.files import WriteError, new_folder
 from octavo.machine import parse_dtype
 from octavo.nn import LCLM, LCLMConfig
 from octavo.progress import Progress
@@ -219,8 +219,11 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None
     """Write a checkpoint folder, complete or not at all.
 
     Halves under LoRA are written as peft writes them, whole halves as transformers does; `dtype`
-    casts what is written, without touching the model.
+    casts what is written, without touching the model. Raises `WriteError` for a folder that holds
+    something else than a checkpoint.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MODEL_CONFIG_FILE).is_file():
+        raise WriteError(f"cannot write {folder}: it holds no checkpoint; choose an empty folder")
     lclm = checkpoint.lclm
     extension = lclm.extension
     if not hasattr(lclm.decoder, "peft_config"):  # whole weights stand on no base
