@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -696,3 +697,27 @@ def test_a_recipe_that_cannot_run_is_refused(run: Run, line: list[str], said: st
     result = run("train", *line)
     assert result.code == 1
     assert said in result.error
+
+
+def test_foreign_text_never_acts_on_a_terminal(
+    tmp_path: Path, book: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = "\x1b]0;owned\x07\x9b2J\u202e\r"
+    context = octavo.CompressedContext.load(book)
+    replace(context, compressor_name=title).save(book)
+    shown = [run("info", book)]
+    (tmp_path / f"{title}.txt").write_bytes(b"\xff")
+    for name in (f"{title}.txt", "none\udcff.txt", f"{title}-none"):
+        shown.append(run("compress", tmp_path / name, "-o", tmp_path / "c", *FAKE))
+        shown.append(run("generate", "Who?", "-c", tmp_path / name, *FAKE))
+    monkeypatch.setattr(
+        "octavo.text.TextStream._decode", lambda self, ids: "".join(title for _ in ids)
+    )
+    assert title in run("generate", "Who?", *FAKE).out  # a file gets it as it is
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown.append(run("generate", "Who?", "--text", book.with_name("book.txt"), *FAKE))
+    shown.append(run("chat", *FAKE, stdin=b"Who?\n"))
+    assert r"\x1b]0;owned\x07\x9b2J\u202e" in shown[0].out
+    assert all(r"\x1b]0;owned" in one.out for one in shown[-2:])
+    for one in shown:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\udc00-\udfff]", one.out + one.err)

@@ -5,12 +5,18 @@ half a character or half a stop string.
 """
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from octavo.config import MEMORY_TOKENS
 from octavo.errors import CheckpointError, PromptError
+
+_ACTING = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "|\r(?!\n)"
+)
 
 
 def control_tokens(tokenizer: Any) -> dict[str, tuple[int, Any]]:
@@ -29,6 +35,14 @@ def control_tokens(tokenizer: Any) -> dict[str, tuple[int, Any]]:
         or (not token.content.isspace() and token.content in template)
         or (token.content[0] in "<[{" and token.content[-1] in ">]}")
     }
+
+
+def visible(text: str) -> str:
+    """Return a text without what would act on a terminal: escapes, and marks of direction.
+
+    Such characters, and bytes of file names that are no text, are written out as Python does.
+    """
+    return _ACTING.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
 
 
 class PlainText:

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import octavo
-from octavo.cli.inputs import Misuse, one_line
+from octavo.cli.inputs import Misuse, echo, one_line
 from octavo.errors import OctavoError
 
 VERBS = {
@@ -41,7 +41,7 @@ BROKEN_PIPE = 141
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
-        typer.echo(f"octavo {octavo.__version__}")
+        echo(f"octavo {octavo.__version__}")
         raise typer.Exit
 
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         with contextlib.nullcontext() if is_debug else _quiet():
             code = _run(args or ["--help"])
     except (KeyboardInterrupt, typer.Abort) as stop:
-        typer.echo(str(stop) or "interrupted", err=True)
+        echo(str(stop) or "interrupted", err=True)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
         _drop_stdout()
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if is_debug:
             traceback.print_exc()
         message, code = _describe(error)
-        typer.echo(f"error: {message}", err=True)
+        echo(f"error: {message}", err=True)
     raise SystemExit(code)
 
 

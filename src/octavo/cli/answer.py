@@ -14,6 +14,7 @@ from octavo.cli.inputs import (
     check_contexts_exist,
     check_output,
     check_single_stdin,
+    echo,
     format_bytes,
     read_question,
     read_text,
@@ -80,7 +81,7 @@ def compress(
         f"{output}: {context.source_tokens:,} tokens -> {context.num_latents:,} latents "
         f"({context.ratio}x), {format_bytes(size)}, {context.compress_seconds:.1f} s"
     )
-    typer.echo(line, err=as_json)
+    echo(line, err=as_json)
     if as_json:
         _echo_json(
             {
@@ -155,8 +156,8 @@ def generate(
     else:
         stream = loaded.stream(question, contexts, **options)
         for piece in stream:
-            typer.echo(piece, nl=False)
-        typer.echo()
+            echo(piece, nl=False, exact=True)
+        echo()
         assert stream.completion is not None
         completion = stream.completion
     completion = _with_compression(completion, seconds)
@@ -164,8 +165,8 @@ def generate(
         _echo_json(completion.to_dict())
         return
     if no_stream:
-        typer.echo(completion.text)
-    typer.echo(_account(completion), err=True)
+        echo(completion.text, exact=True)
+    echo(_account(completion), err=True)
 
 
 def chat(
@@ -205,7 +206,7 @@ def chat(
         try:
             answer = _say(loaded, turns, contexts, options)
         except PromptError as error:
-            typer.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
             answer = ""
         if answer:
             turns.append({"role": "assistant", "content": answer})
@@ -221,11 +222,11 @@ def _say(
     shown = ""
     try:
         for piece in stream:
-            typer.echo(piece, nl=False)
+            echo(piece, nl=False, exact=True)
             shown += piece
     except KeyboardInterrupt:
         stream.close()
-    typer.echo()
+    echo()
     return shown
 
 
@@ -237,7 +238,7 @@ def _lines() -> Iterator[str]:
             try:
                 line = input("> ")
             except EOFError:
-                typer.echo(err=True)
+                echo(err=True)
                 return
         else:
             data = sys.stdin.buffer.readline()
@@ -295,4 +296,4 @@ def _account(completion: "Completion") -> str:
 
 
 def _echo_json(values: dict[str, Any]) -> None:
-    typer.echo(json.dumps(values))
+    echo(json.dumps(values))

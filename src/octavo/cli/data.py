@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import format_bytes
+from octavo.cli.inputs import echo, format_bytes
 from octavo.cli.options import bars
 from octavo.cli.training import load_recipe
 
@@ -69,7 +69,7 @@ def prepare(
         raise KeyboardInterrupt(
             f"interrupted; whole shards are kept, continue with: {shlex.join(line)}"
         ) from None
-    typer.echo(_table(manifest))
+    echo(_table(manifest))
 
 
 def _table(manifest: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a user gives to the command line: texts, questions and places to write to."""
+"""What a user gives to the command line and is shown: texts, questions, places to write to."""
 
 import codecs
 import os
@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import IO
 
+import typer
+
 from octavo.errors import ContextError, InputError, OctavoError
 from octavo.files import WriteError
+from octavo.text import visible
 
 STDIN = "-"
 MAX_BYTES = 1 << 30
@@ -17,6 +20,15 @@ _PIECE_BYTES = 1 << 20
 
 class Misuse(OctavoError):
     """A command line that contradicts itself; exit code 2."""
+
+
+def echo(message: object = "", *, nl: bool = True, err: bool = False, exact: bool = False) -> None:
+    """Write a line, on stdout or stderr, that cannot act on a terminal, whoever wrote it.
+
+    What is `exact` goes to files and pipes as it is.
+    """
+    is_exact = exact and not sys.stdout.isatty()
+    typer.echo(message if is_exact else visible(str(message)), nl=nl, err=err)
 
 
 def one_line(text: str) -> str:

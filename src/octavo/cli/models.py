@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import format_bytes
+from octavo.cli.inputs import echo, format_bytes
 from octavo.cli.options import AsJson, Base, Revision, bars, check_revision, hush_bars
 from octavo.config import Extension, ModelConfig, read_json
 from octavo.errors import CheckpointError
@@ -35,11 +35,11 @@ def info(
         check_revision(what, revision)
         rows = _describe_model(_local_folder(what, revision))
     if as_json:
-        typer.echo(json.dumps(rows))
+        echo(json.dumps(rows))
         return
     for name, value in rows.items():
         if value is not None:
-            typer.echo(f"{name.replace('_', ' '):<16} {_show(name, value)}")
+            echo(f"{name.replace('_', ' '):<16} {_show(name, value)}")
 
 
 def pull(
@@ -70,7 +70,7 @@ def pull(
             place = _fetch_base(name, base, report)
             lines.append(f"base {name} {'was already at' if was_here else 'is now at'} {place}")
     for line in lines:
-        typer.echo(line)
+        echo(line)
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:

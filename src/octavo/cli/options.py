@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import Misuse
+from octavo.cli.inputs import Misuse, echo
 from octavo.progress import Progress
+from octavo.text import visible
 
 if TYPE_CHECKING:
     from octavo.model import Model
@@ -135,7 +136,8 @@ def bars(lines: int = 0, listed: Sequence[str] = ()) -> Iterator[Callable[..., N
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counted]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(),
+        TextColumn("{task.fields[counted]}", markup=False),
         TimeElapsedColumn(),
     )  # fmt: skip
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -143,6 +145,7 @@ def bars(lines: int = 0, listed: Sequence[str] = ()) -> Iterator[Callable[..., N
         waiting = set(listed)
 
         def show(what: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
+            what = visible(what)
             if what not in tasks:
                 for other, task in tasks.items():  # one thing at a time: the last one is over
                     progress.update(task, visible=other in listed)
@@ -169,7 +172,7 @@ class _Lines:
         part = done * self._lines // max(1, total)
         if part > self._said.get(what, 0):
             self._said[what] = part
-            typer.echo(f"{what}: {_counted(done, total, unit, detail)}", err=True)
+            echo(f"{what}: {_counted(done, total, unit, detail)}", err=True)
 
 
 def _counted(done: int, total: int, unit: str, detail: str) -> str:

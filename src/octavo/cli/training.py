@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import Misuse
+from octavo.cli.inputs import Misuse, echo
 from octavo.errors import TrainingError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -61,7 +61,7 @@ def train(
             )
     except Interrupted as interrupted:
         if is_first_rank():
-            typer.echo(
+            echo(
                 f"stopped at {interrupted}; the run is saved, continue it with: "
                 + _resume_line(recipe, chosen),
                 err=True,
@@ -77,7 +77,7 @@ def train(
             + _resume_line(recipe, chosen)
         ) from None
     if is_first_rank():
-        typer.echo(export)
+        echo(export)
 
 
 class _Board:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import Misuse, format_bytes
+from octavo.cli.inputs import Misuse, echo, format_bytes
 from octavo.cli.options import AsJson, Device, Dtype, bars
 from octavo_evals.cli import Counts, Texts, option
 
@@ -113,8 +113,8 @@ def bench(
     if not as_json:
         kind = parse_dtype(rows[0]["dtype"])
         peaks = find_peaks(find_device(device), kind, peak_tflops, peak_gbps)
-        typer.echo(report_of(found, rows[0], peaks))
-    typer.echo(json.dumps(speedups(found)))
+        echo(report_of(found, rows[0], peaks))
+    echo(json.dumps(speedups(found)))
 
 
 def _length(text: str) -> int:

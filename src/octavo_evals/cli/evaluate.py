@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from octavo.cli.inputs import Misuse
+from octavo.cli.inputs import Misuse, echo
 from octavo.cli.options import (
     Base,
     Device,
@@ -129,7 +129,7 @@ def evaluate(
     if elsewhere:
         assert python is not None
         _say(run_by(python, dataclasses.replace(job, methods=tuple(elsewhere))), out)
-    typer.echo(str(out / "rows.jsonl"))
+    echo(str(out / "rows.jsonl"))
 
 
 def _has_kvpress() -> bool:
@@ -138,6 +138,6 @@ def _has_kvpress() -> bool:
 
 def _say(account: "Account", out: Path) -> None:
     """Say what was done."""
-    typer.echo(f"{account.written:,} rows written to {out}, {account.found:,} were there", err=True)
+    echo(f"{account.written:,} rows written to {out}, {account.found:,} were there", err=True)
     for name, why in account.skipped.items():
-        typer.echo(f"{name} could not serve some items: {why}", err=True)
+        echo(f"{name} could not serve some items: {why}", err=True)

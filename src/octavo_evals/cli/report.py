@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli.inputs import echo
+
 
 def report(
     folders: Annotated[
@@ -30,5 +32,5 @@ def report(
 
     place = (out or folders[0] / "report").expanduser()
     for line in write(folders, place):
-        typer.echo(line)
-    typer.echo(f"report: {place / 'report.html'}", err=True)
+        echo(line)
+    echo(f"report: {place / 'report.html'}", err=True)
