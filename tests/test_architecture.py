@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 BUDGETS = {
-    "core": 6260,  # octavo without the rooms below
+    "core": 6500,  # octavo without the rooms below
     "data + train": 4500,
     "cli": 1500,
     "octavo_evals": 6600,
@@ -72,14 +72,14 @@ FENCED = {
     "llmlingua": {"octavo_evals/methods"},
     "matplotlib": {"octavo_evals/report"},
     "pandas": {"octavo_evals/report"},
-    "jinja2": {"octavo_evals/report", "data/examples.py"},
+    "jinja2": {"template", "octavo_evals/report"},
     "adjustText": {"octavo_evals/report"},
     "wonderwords": {"octavo_evals/tasks"},
     "rouge": {"octavo_evals/metrics.py"},
     "jieba": {"octavo_evals/metrics.py"},
     "rapidfuzz": {"octavo_evals/metrics.py"},
 }
-CORE_LIBRARIES = {"peft", "gguf", "huggingface_hub", "typer", "rich"}
+CORE_LIBRARIES = {"peft", "gguf", "huggingface_hub", "typer", "rich", "jinja2"}
 FILES = sorted([*PACKAGE.rglob("*.py"), *(SOURCE / "octavo_evals").rglob("*.py")])
 
 

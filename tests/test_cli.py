@@ -715,7 +715,7 @@ def test_foreign_text_never_acts_on_a_terminal(
     )
     assert title in run("generate", "Who?", *FAKE).out  # a file gets it as it is
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    shown.append(run("generate", "Who?", "--text", book.with_name("book.txt"), *FAKE))
+    shown.append(run("generate", "Who?", *FAKE))
     shown.append(run("chat", *FAKE, stdin=b"Who?\n"))
     assert r"\x1b]0;owned\x07\x9b2J\u202e" in shown[0].out
     assert all(r"\x1b]0;owned" in one.out for one in shown[-2:])

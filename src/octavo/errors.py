@@ -6,7 +6,8 @@
     ├── CheckpointError      a checkpoint folder that is incomplete, wrong or not available
     ├── ContextError         a compressed context that is damaged, foreign or unusable
     ├── PromptError          a prompt that is malformed
-    │   └── PromptTooLongError   a prompt beyond the decoder's positions
+    │   ├── PromptTooLongError   a prompt beyond the decoder's positions
+    │   └── TemplateError        messages that a chat template cannot render
     ├── InputError           a text or file that cannot be read as text
     ├── TrainingError        a recipe or a training run that cannot continue
     ├── EvaluationError      a task, method or set of rows that cannot be evaluated
@@ -43,6 +44,10 @@ class PromptError(OctavoError, ValueError):
 
 class PromptTooLongError(PromptError):
     """A prompt that does not fit the decoder; nothing is ever cut off silently."""
+
+
+class TemplateError(PromptError):
+    """Messages that the decoder's chat template refuses, or a template that does not work."""
 
 
 class InputError(OctavoError, ValueError):

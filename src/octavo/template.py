@@ -14,14 +14,14 @@ from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, SupportsIndex
 
-from jinja2 import Template, TemplateError, nodes, pass_context
+from jinja2 import Template, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import do_format
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from octavo.errors import PromptError
+from octavo.errors import TemplateError
 
 USER, AUTHOR, PLACE = "012"
 """Who wrote a character: a user, the template's author, or we, to hold the place of something."""
@@ -115,14 +115,14 @@ def authored(value: Any) -> Any:
 
 
 def render(source: str, values: Mapping[str, Any]) -> Written:
-    """Render a template; raises `PromptError` when it refuses, fails or does not come to an end."""
+    """Render a template; raises `TemplateError` when it refuses, fails or never ends."""
     token = _steps.set([0])
     try:
         if len(source) > MAX_SOURCE_CHARS:
             raise TemplateError(f"it has {len(source):,} characters")
         return joined([_compiled(source).render(**values)])
     except Exception as error:  # a template may do anything wrong, in any way
-        raise PromptError(
+        raise TemplateError(
             f"the decoder's chat template cannot render this ({type(error).__name__}: "
             f"{str(error)[:300]}); change the messages, or give the tokenizer another template"
         ) from error

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from octavo.errors import TrainingError
+from octavo.errors import TemplateError, TrainingError
 from octavo.prompt import EncodedPrompt, Message, PromptEncoder
 
 IGNORED = -100
@@ -101,8 +101,6 @@ class ExampleMaker:
         Raises `TrainingError` for a template that shows an earlier answer otherwise than as it was
         given: what is learned there would never be read again.
         """
-        from jinja2 import TemplateError  # comes with transformers' chat templates
-
         texts: list[_SpanText] = []
         prepared = [self._prepared(message, texts) for message in messages]
         turns = [k for k, message in enumerate(prepared) if _is_answer(message)]

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from octavo.cli.inputs import Misuse, echo, format_bytes
 from octavo.cli.options import AsJson, Device, Dtype, bars
 from octavo_evals.cli import Counts, Texts, option
