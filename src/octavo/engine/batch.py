@@ -15,7 +15,7 @@ from octavo.engine.base import Prompt, Sampling
 from octavo.engine.cache import GrowingCache, side_by_side
 from octavo.engine.choose import Chooser
 from octavo.engine.reader import PromptReader
-from octavo.nn.cache import output_cache
+from octavo.nn.cache import fresh_cache, output_cache
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ class LocalBatch:
     def _read_apart(self, row: int) -> tuple[int, Tensor]:
         """Read one prompt into a cache of the decoder's own kind."""
         reader, prompt = self._reader, self._prompts[row]
-        logits_1TV, output = reader.read(reader.embed(prompt, 0), None)
+        logits_1TV, output = reader.read(reader.embed(prompt, 0), fresh_cache(reader.lclm.decoder))
         keyword, cache = output_cache(output)
         lane = _Lane([row], cache, keyword=keyword, length=len(prompt.input_ids))
         assert self._lanes is not None
@@ -211,7 +211,7 @@ class LocalBatch:
             inputs["position_ids"] = lane.mask_BT.sum(1, keepdim=True) - 1
         tokens = [[self._tokens[row]] for row in lane.rows]
         ids_B1 = torch.tensor(tokens, device=reader.device)
-        embeds_B1D = reader.lclm.get_input_embeddings()(ids_B1)
+        embeds_B1D = reader.lclm.embed_tokens(ids_B1)
         logits_BTV, output = reader.read(
             embeds_B1D, lane.cache, keyword=lane.keyword, past=lane.length, **inputs
         )

@@ -19,6 +19,7 @@ from octavo.engine.base import Batch, Prompt, Sampling, TargetScores
 from octavo.engine.batch import LocalBatch
 from octavo.engine.reader import PromptReader
 from octavo.errors import ContextError, PromptError
+from octavo.nn.body import max_positions
 from octavo.weights.layout import Checkpoint
 
 PREFILL_POSITIONS = 8192
@@ -39,10 +40,8 @@ class LocalEngine:
         self._device = device
         self.config, self.extension = self._lclm.settings, self._lclm.extension
         self.name = checkpoint.name
-        decoder = self._lclm.decoder.config
-        positions = getattr(decoder, "max_position_embeddings", None)
-        self.max_positions = UNLIMITED if positions is None else int(positions)
-        self.latent_width = int(decoder.hidden_size)
+        self.max_positions = max_positions(self._lclm.decoder) or UNLIMITED
+        self.latent_width = int(self._lclm.get_input_embeddings().weight.shape[-1])
         self.stop_ids = _stop_ids(checkpoint)
         self._reader = PromptReader(self._lclm, device, prefill)
 
@@ -71,6 +70,7 @@ class LocalEngine:
 
     def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
         """Begin to answer prompts. Raises `ContextError` for latents of another width."""
+        self._lclm.refuse_if_closed("answer")
         for prompt in prompts:
             if not prompt.input_ids:
                 raise PromptError("a prompt is empty; give it at least one token")

@@ -4,7 +4,6 @@ Shapes: B rows, T positions, S slots, D decoder width, V vocabulary.
 """
 
 import hashlib
-import inspect
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from octavo.engine.attention import use_lower_right
 from octavo.engine.base import Prompt
 from octavo.engine.cache import GrowingCache
-from octavo.nn.cache import as_keyword, bytes_of, has_plain_cache
+from octavo.nn.cache import as_keyword, bytes_of, has_plain_cache, places
 from octavo.nn.lclm import LCLM
 
 KEPT_PREFIXES = 2
@@ -32,12 +31,10 @@ class PromptReader:
         """Read with a model that is on `device`, at most about `prefill` positions at once."""
         self.lclm, self.device, self.prefill = lclm, device, prefill
         self.lock = threading.RLock()
-        self.is_plain = has_plain_cache(lclm.decoder)
+        self.is_plain = has_plain_cache(lclm.decoder) and "batching" not in lclm.config.closed
         """Whether the decoder's cache can be cut back, and laid beside others."""
         if self.is_plain:
             use_lower_right(lclm.decoder)
-        arguments = inspect.signature(lclm.decoder.forward).parameters
-        self._wants_places = "cache_position" in arguments  # older transformers, some decoders
         self._kept: OrderedDict[bytes, GrowingCache] = OrderedDict()
 
     @property
@@ -126,13 +123,14 @@ class PromptReader:
         output = None
         for piece_BTD in pieces:
             given = {keyword: cache} if keyword else as_keyword(cache)
-            if self._wants_places:
-                first = cache.get_seq_length() if isinstance(cache, GrowingCache) else past
-                inputs["cache_position"] = torch.arange(
-                    first, first + piece_BTD.shape[1], device=self.device
-                )
+            first = cache.get_seq_length() if isinstance(cache, GrowingCache) else past
+            where = places(self.lclm.decoder, first, piece_BTD.shape[1], self.device)
             output = self.lclm.decoder(
-                inputs_embeds=piece_BTD, use_cache=True, logits_to_keep=keep, **given, **inputs
+                inputs_embeds=piece_BTD,
+                use_cache=True,
+                logits_to_keep=keep,
+                **given,
+                **{**where, **inputs},
             )
         assert output is not None
         return output.logits, output

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.config import ModelConfig
+from octavo.nn.body import headless, layers_of
 
 NORM_EPS = 1e-6  # wire-format §3
 LIFTED_AT_ONCE = 4_096
@@ -29,7 +30,7 @@ class AttentionLayer(nn.Module):
         """Build a fresh layer of the kind and size that the headless model `host` is made of."""
         super().__init__()
         # The host's own config: what is set on it, as another attention, must reach this layer too.
-        self.decoder_layer = type(host.layers[0])(host.config, layer_idx=0)
+        self.decoder_layer = type(layers_of(host)[0])(host.config, layer_idx=0)
         # The flag, not a mask: with no mask at all, every attention implementation obeys it.
         self.decoder_layer.self_attn.is_causal = False
         self.rotary_emb = type(host.rotary_emb)(config=host.config)
@@ -52,11 +53,11 @@ class AttentionLayer(nn.Module):
 class Adapter(nn.Module):
     """RMSNorm, two linear layers around an exact GELU, and optional attention around them."""
 
-    def __init__(self, config: ModelConfig, encoder_body: Any, decoder_body: Any) -> None:
-        """Size the adapter from its two neighbours, which are headless Hugging Face models."""
+    def __init__(self, config: ModelConfig, encoder_body: Any, decoder: Any) -> None:
+        """Size the adapter from its two neighbours, a headless model and a causal LM."""
         super().__init__()
-        width = encoder_body.config.hidden_size
-        self.width = lifted = decoder_body.config.hidden_size
+        width = encoder_body.config.get_text_config().hidden_size
+        self.width = lifted = decoder.get_input_embeddings().weight.shape[-1]
         if config.pooling == "concat":
             width *= config.compression_ratio
         self.adapter_type = config.adapter_type
@@ -66,7 +67,7 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.fc1.bias)
         nn.init.zeros_(self.fc2.bias)
         if config.adapter_type != "mlp":
-            host = encoder_body if config.adapter_type == "attn_mlp" else decoder_body
+            host = encoder_body if config.adapter_type == "attn_mlp" else headless(decoder)
             self.attention_layers = nn.ModuleList(
                 AttentionLayer(host) for _ in range(config.num_adapter_layers)
             )

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -46,6 +47,28 @@ def bytes_of(cache: Any) -> int:
         if layer.keys is not None
         for tensor in (layer.keys, layer.values)
     )
+
+
+def fresh_cache(decoder: Any) -> Any:
+    """Return an empty cache of the kind a decoder asks for, or None where it makes its own."""
+    decoder = decoder.get_base_model() if hasattr(decoder, "peft_config") else decoder
+    if KEYWORD not in inspect.signature(decoder.forward).parameters:
+        return None
+    if not decoder._supports_default_dynamic_cache():
+        return None
+    return DynamicCache(config=decoder.config.get_text_config(decoder=True))
+
+
+def places(decoder: Any, first: int, count: int, device: Any) -> dict[str, Any]:
+    """Return the arguments that tell a decoder where new positions are, as far as it takes them.
+
+    Some count from 0 in every pass if nobody says, Bamba for one.
+    """
+    decoder = decoder.get_base_model() if hasattr(decoder, "peft_config") else decoder
+    known = inspect.signature(decoder.forward).parameters
+    positions_T = torch.arange(first, first + count, device=device)
+    given = {"cache_position": positions_T, "position_ids": positions_T[None]}
+    return {name: value for name, value in given.items() if name in known}
 
 
 def has_plain_cache(decoder: Any) -> bool:

@@ -22,11 +22,13 @@ class LCLMConfig(PretrainedConfig):  # type: ignore[misc]
         extension: dict[str, Any] | None = None,
         memory_token_ids: Sequence[int] = (-1, -1, -1),
         encoder_pad_token_id: int = 0,
+        closed: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Take the decoder's config as `text_config`, as transformers names it everywhere.
 
-        `memory_token_ids` are those of start, end and slot, in this order.
+        `memory_token_ids` are those of start, end and slot, in this order. `closed` names what the
+        architecture was seen to do wrong (`weights/selfcheck.py`), each with its error message.
         """
         self.text_config = _as_config(text_config)
         self.encoder_config = _as_config(encoder_config)
@@ -34,6 +36,7 @@ class LCLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.extension = dict(extension or {})
         self.memory_token_ids = list(memory_token_ids)
         self.encoder_pad_token_id = encoder_pad_token_id
+        self.closed = dict(closed or {})
         kwargs.setdefault("tie_word_embeddings", False)  # the decoder ties its own
         super().__init__(**kwargs)
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.config import ModelConfig
-from octavo.errors import PromptError
+from octavo.errors import ConfigError, PromptError
+from octavo.nn.body import max_positions
 from octavo.nn.pooling import pool_concat, pool_mean
 
 BUCKET_TOKENS = 64
@@ -101,6 +102,21 @@ class Encoder(nn.Module):
         self.pad_token_id = pad_token_id
         self.encode_batch_tokens: int | None = None
         """Source tokens per forward pass; None for what suits the device."""
+        self.shares_rows = True
+        """Whether `one_pass` may put short windows into one row."""
+        self.has_own_sight = any(
+            getattr(module, "is_causal", None) is False for module in body.modules()
+        )
+        """Whether the body sees in both directions by itself: it then needs no mask of ours."""
+        self._limit = max_positions(body)
+        longest = config.encoder_window_size + 2 * config.boundary_overlap
+        if config.pooling == "eos":
+            longest += config.encoder_window_size // config.compression_ratio
+        if self._limit is not None and longest > self._limit:
+            raise ConfigError(
+                f"a window takes {longest:,} positions, but the encoder has {self._limit:,}; lower "
+                f"encoder_window_size ({config.encoder_window_size:,})"
+            )
         if config.encoder_mask_type == "bidirectional":
             # For flash attention, which takes no 4-D mask; sdpa and eager get an explicit one.
             body.config.is_causal = False
@@ -168,7 +184,7 @@ class Encoder(nn.Module):
         for window in windows:
             length = self._input_length(window)
             is_full = window.stop - window.start == full
-            buckets[length if is_full else _bucket(length)].append(window)
+            buckets[length if is_full else self._bucket(length)].append(window)
         on_cpu = self.device.type == "cpu"
         usual = CPU_ENCODE_BATCH_TOKENS if on_cpu else ENCODE_BATCH_TOKENS
         for length in sorted(buckets, reverse=True):
@@ -180,9 +196,12 @@ class Encoder(nn.Module):
 
     def _one_batch(self, windows: Sequence[Window]) -> Iterator[tuple[dict[Window, Place], int]]:
         """Put all windows into one batch, as wide as the longest; short ones share a row."""
-        length = _bucket(max(map(self._input_length, windows)))
-        # Flash attention knows no mask that would keep windows apart in both directions.
-        is_shared = self.settings.encoder_mask_type == "causal" or not self._is_flash
+        length = self._bucket(max(map(self._input_length, windows)))
+        # Nor flash attention nor a body's own mask keeps windows apart in both directions.
+        is_shared = self.shares_rows and (
+            self.settings.encoder_mask_type == "causal"
+            or not (self._is_flash or self.has_own_sight)
+        )
         used: list[int] = []
         batch: dict[Window, Place] = {}
         for window in sorted(windows, key=self._input_length, reverse=True):
@@ -194,6 +213,11 @@ class Encoder(nn.Module):
             batch[window] = (row, used[row])
             used[row] += size
         yield batch, length
+
+    def _bucket(self, length: int) -> int:
+        """Round a length up to the next multiple of `BUCKET_TOKENS` that the body can read."""
+        rounded = -(-length // BUCKET_TOKENS) * BUCKET_TOKENS
+        return rounded if self._limit is None else max(length, min(rounded, self._limit))
 
     @property
     def _is_flash(self) -> bool:
@@ -229,7 +253,7 @@ class Encoder(nn.Module):
 
     def _bidirectional_mask(self, owner_NL: Tensor) -> Tensor:
         """Let every token see every token of its own window, and padding only padding."""
-        if self._is_flash:
+        if self._is_flash or self.has_own_sight:
             return (owner_NL >= 0).long()
         sees_N1LL = owner_NL[:, None, :, None] == owner_NL[:, None, None, :]
         if str(getattr(self.body.config, "_attn_implementation", "")) == "sdpa":
@@ -257,8 +281,3 @@ class Encoder(nn.Module):
             return hidden_NLE[:, first : first + window.num_blocks]
         fold = pool_concat if self.settings.pooling == "concat" else pool_mean
         return fold(hidden_NLE[:, window.left : stop], window.ratio)
-
-
-def _bucket(length: int) -> int:
-    """Round a length up to the next multiple of `BUCKET_TOKENS`."""
-    return -(-length // BUCKET_TOKENS) * BUCKET_TOKENS

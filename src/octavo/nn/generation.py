@@ -53,6 +53,12 @@ class MemoryGenerationMixin(GenerationMixin):  # type: ignore[misc]
         Behind a cache, the spans are those of the whole prompt or those of its new part alone.
         """
         self_: Any = self
+        mask = kwargs.get("attention_mask")
+        self_.refuse_if_closed("generate")
+        if mask is not None and mask.dim() == 2 and not bool(mask.all()):
+            self_.refuse_if_closed("padding")
+        if expand_size > 1:
+            self_.refuse_if_closed("beams")
         # Without a batch axis: spans of all prompts lie end to end.
         names = ("latents", "memory_ids", "memory_lengths", "memory_ratios")
         latents_SD = self_.latents_of(*(kwargs.pop(name, None) for name in names))

@@ -26,8 +26,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import TransformersKwargs
 
 from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
-from octavo.errors import PromptError
+from octavo.errors import ConfigError, PromptError
 from octavo.nn.adapter import Adapter
+from octavo.nn.body import headless, input_scale, rescaled
 from octavo.nn.cache import as_keyword
 from octavo.nn.config import LCLMConfig
 from octavo.nn.encoder import Encoder, ratio_per_span
@@ -35,7 +36,7 @@ from octavo.nn.generation import MemoryGenerationMixin
 from octavo.nn.headless import LCLMBody
 from octavo.nn.residual import BlockSum, starting_weights
 from octavo.nn.rotary import round_rotary
-from octavo.nn.score import IGNORED, Scores, check_output_is_linear, score_hidden
+from octavo.nn.score import IGNORED, Scores, score_hidden
 from octavo.nn.splice import splice
 
 SUMMED_TOKENS = 4_096
@@ -71,11 +72,12 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         self.memory_token_id = config.memory_token_ids[-1]
         self.decoder = decoder
         self.encoder = Encoder(encoder, self.settings, config.encoder_pad_token_id)
-        self.adapter = Adapter(self.settings, encoder, decoder.base_model)
+        self.encoder.shares_rows = "encoder packing" not in config.closed
+        self.adapter = Adapter(self.settings, encoder, decoder)
         self.residual = None
         if self.extension.residual == "sum":
             widest = max(self.settings.compression_ratio, *self.extension.ratios, 1)
-            self.residual = BlockSum(decoder.config.hidden_size, widest)
+            self.residual = BlockSum(decoder.get_input_embeddings().weight.shape[-1], widest)
         self.generation_config = GenerationConfig.from_model_config(decoder.config)
         if getattr(decoder, "generation_config", None) is not None:
             self.generation_config = decoder.generation_config
@@ -146,10 +148,26 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         """Return the decoder without its output layer; LoRA layers in it stay active."""
         is_peft = hasattr(self.decoder, "peft_config")
         decoder = self.decoder.get_base_model() if is_peft else self.decoder
-        body: nn.Module = decoder.get_decoder()
+        body: nn.Module = headless(decoder)
         return body
 
     # -- what is ours ----------------------------------------------------------------------------
+
+    def refuse_if_closed(self, door: str) -> None:
+        """Raise `ConfigError` for what this architecture was seen to do wrong."""
+        if door in self.config.closed:
+            raise ConfigError(self.config.closed[door])
+
+    def close(self, door: str, message: str) -> None:
+        """Refuse something from now on, also when saved and loaded."""
+        self.config.closed[door] = message
+        self.encoder.shares_rows = "encoder packing" not in self.config.closed
+
+    def embed_tokens(self, input_ids_BT: Tensor) -> Tensor:
+        """Return token embeddings `BTD` as the decoder has them where it looks them up itself."""
+        embeds_BTD: Tensor = self.get_input_embeddings()(input_ids_BT)
+        scale = input_scale(self.config.text_config)
+        return embeds_BTD if scale == 1 else embeds_BTD * scale
 
     def encode(
         self,
@@ -174,17 +192,18 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         """Lift pooled states to latents, adding the order-preserving sum where the model has it."""
         latents = self.adapter(pooled)
         if self.residual is not None:
-            table = self.get_input_embeddings()  # rows of one batch, as noise on embeddings expects
+            # Rows of one batch, as noise on embeddings expects.
             ratios = ratio_per_span(ratio, len(spans))
             for index, (span, its_ratio) in enumerate(zip(spans, ratios, strict=True)):
                 ids = torch.as_tensor(span, dtype=torch.long, device=latents[index].device)
                 if torch.is_grad_enabled():
-                    latents[index] = latents[index] + self.residual(table(ids[None])[0], its_ratio)
+                    embeds_LD = self.embed_tokens(ids[None])[0]
+                    latents[index] = latents[index] + self.residual(embeds_LD, its_ratio)
                     continue
                 blocks = -(-SUMMED_TOKENS // its_ratio)
                 pieces = ids.split(blocks * its_ratio)
                 for lifted, piece in zip(latents[index].split(blocks), pieces, strict=True):
-                    lifted += self.residual(table(piece[None])[0], its_ratio)
+                    lifted += self.residual(self.embed_tokens(piece[None])[0], its_ratio)
         return list(latents)
 
     def find_slots(self, input_ids_BT: Tensor | None, embeds_BTD: Tensor | None) -> Tensor:
@@ -192,8 +211,8 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         if input_ids_BT is not None:
             return input_ids_BT == self.memory_token_id
         assert embeds_BTD is not None
-        table = self.get_input_embeddings()
-        slot_11D = table(torch.tensor([[self.memory_token_id]], device=embeds_BTD.device))
+        slot_11 = torch.tensor([[self.memory_token_id]], device=embeds_BTD.device)
+        slot_11D = self.embed_tokens(slot_11)
         return (embeds_BTD == slot_11D).all(-1)
 
     def embed(
@@ -205,7 +224,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         """Return the decoder's input `BTD`: token embeddings with the latents in their slots."""
         is_slot_BT = self.find_slots(input_ids_BT, embeds_BTD)
         if embeds_BTD is None:
-            embeds_BTD = self.get_input_embeddings()(input_ids_BT)
+            embeds_BTD = self.embed_tokens(input_ids_BT)
         assert embeds_BTD is not None
         if latents_SD is None:
             latents_SD = embeds_BTD.new_zeros(0, embeds_BTD.shape[-1])
@@ -244,7 +263,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             inputs_embeds = self.embed(input_ids, latents, inputs_embeds)
         elif inputs_embeds is None:
             # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
         given = as_keyword(cache)
         if past_key_values is not None:
             given = {"past_key_values": past_key_values}
@@ -299,6 +318,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         padded on the right. The encoder runs exactly once, also for a batch without spans, whose
         loss then has a gradient of zero for it: under sharding, all ranks run the same modules.
         """
+        self.refuse_if_closed("scoring")
         has_spans = memory_ids_ML is not None and len(memory_ids_ML) > 0
         if has_spans:
             assert memory_ids_ML is not None
@@ -310,9 +330,9 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         embeds_BTD = self.embed(input_ids_BT, latents_SD if has_spans else None)
         hidden_BTD = self._decode_packed(embeds_BTD, position_ids_BT)
         is_scored_BT = labels_BT[:, 1:] != IGNORED
-        check_output_is_linear(self.get_decoder().config)
+        head = self.get_output_embeddings()
         loss_P, is_hit_P = score_hidden(
-            self.get_output_embeddings(),
+            lambda hidden_CD: rescaled(self.config.text_config, head(hidden_CD)),
             hidden_BTD[:, :-1][is_scored_BT],
             labels_BT[:, 1:][is_scored_BT],
         )
@@ -327,6 +347,8 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         flash attention looks for restarts only in a batch of one row, so rows are laid end to end.
         """
         body: Any = self.get_decoder()
+        if position_ids_BT is not None and "packing" in self.config.closed:
+            return _decode_apart(body, embeds_BTD, position_ids_BT)
         is_flash = "flash" in str(getattr(body.config, "_attn_implementation", ""))
         shape = embeds_BTD.shape
         if is_flash and position_ids_BT is not None:
@@ -352,6 +374,26 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
 def _is_empty(cache: Any) -> bool:
     """Return whether nothing was read yet; compiled code must not look, and says no."""
     return cache is None or not (torch.compiler.is_compiling() or cache.get_seq_length())
+
+
+def _decode_apart(body: Any, embeds_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
+    """Return the hidden states of packed rows, read one example at a time.
+
+    For decoders whose packed examples would see each other; slower, and on one process only, for
+    sharded processes must all run the decoder equally often.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise ConfigError(
+            f"{type(body).__name__} cannot keep packed examples apart, and reading them one by one "
+            "does not work on several processes; train it on one"
+        )
+    rows = []
+    for row_TD, positions_T in zip(embeds_BTD, position_ids_BT, strict=True):
+        starts = (positions_T == 0).nonzero()[:, 0].tolist()
+        parts = [part for part in row_TD.tensor_split(starts) if len(part)]
+        read = [body(inputs_embeds=part[None], use_cache=False) for part in parts]
+        rows.append(torch.cat([one.last_hidden_state[0] for one in read]))
+    return torch.stack(rows)
 
 
 AutoConfig.register("lclm", LCLMConfig)

@@ -7,14 +7,13 @@ Qwen3's vocabulary are 10 GB in fp32, and their gradient as much again. So the o
 over chunks, and when there is more than one, each is computed again in the backward pass.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from octavo.errors import ConfigError
 
 IGNORED = -100
 """The label of a position that is not scored, as Hugging Face has it."""
@@ -22,8 +21,7 @@ IGNORED = -100
 SCORE_CHUNK = 4096
 """Scored positions whose logits exist at a time: 2.5 GB in fp32 for Qwen3's vocabulary."""
 
-RESCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Settings with which Gemma, Granite and Cohere change logits after their output layer."""
+Head = Callable[[Tensor], Tensor]
 
 
 class Scores(NamedTuple):
@@ -41,7 +39,7 @@ class Scores(NamedTuple):
     """The row of the batch each position is from."""
 
 
-def score_hidden(head: nn.Module, hidden_PD: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
+def score_hidden(head: Head, hidden_PD: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
     """Return `loss_P` and `is_hit_P` of the output layer `head` over `hidden_PD`."""
     # Also with nothing scored there is one chunk, an empty one: every rank runs the output layer.
     chunks = list(zip(hidden_PD.split(SCORE_CHUNK), target_P.split(SCORE_CHUNK), strict=True))
@@ -57,16 +55,6 @@ def score_hidden(head: nn.Module, hidden_PD: Tensor, target_P: Tensor) -> tuple[
     return torch.cat(losses), torch.cat(hits)
 
 
-def _score_chunk(head: nn.Module, hidden_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+def _score_chunk(head: Head, hidden_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
     logits_CV = head(hidden_CD).float()
     return F.cross_entropy(logits_CV, target_C, reduction="none"), logits_CV.argmax(-1) == target_C
-
-
-def check_output_is_linear(decoder_config: Any) -> None:
-    """Refuse a decoder that does more to its logits than its output layer: ours would be others."""
-    for name in RESCALED:
-        if (value := getattr(decoder_config, name, None)) not in (None, 1, 1.0):
-            raise ConfigError(
-                f"the decoder sets {name} = {value}, which rescales logits after the output layer; "
-                "octavo trains only decoders whose output layer is the last step"
-            )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
+from octavo.nn.body import layers_of as body_layers
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for another: writing a large export on rank 0 takes minutes."""
@@ -86,8 +87,7 @@ def _recompute(body: Any) -> None:
 
 def layers_of(model: LCLM) -> list[nn.Module]:
     """Return the transformer layers of both halves, the units of sharding and compilation."""
-    decoder: Any = model.get_decoder()
-    return [*_base(model.encoder.body).layers, *decoder.layers]
+    return [*body_layers(_base(model.encoder.body)), *body_layers(model.get_decoder())]
 
 
 def shard(model: LCLM, *, bf16: bool = False) -> LCLM:

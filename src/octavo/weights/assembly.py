@@ -6,7 +6,7 @@ that the first latents are neither too small nor too large to read.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,10 @@ from transformers.utils import logging as transformers_logging
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
 from octavo.errors import CheckpointError, ConfigError
 from octavo.nn import LCLM, LCLMConfig
+from octavo.nn.body import find_layers, headless
 from octavo.progress import Progress
 from octavo.weights.base import BASE_NAME, ensure_base
+from octavo.weights.selfcheck import check
 
 PINNED_BASE = f"octavo:{BASE_NAME}"
 """How checkpoints name the pinned base model."""
@@ -56,18 +58,43 @@ def quiet() -> Iterator[None]:
 
 def first_layers(body: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """Return a copy of a headless model that keeps its first layers and its final norm."""
-    total = body.config.num_hidden_layers
-    if not 1 <= num_layers <= total:
-        raise ConfigError(f"encoder_layers is {num_layers}, but the model has {total} layers")
-    layers = body.layers
-    body.layers = nn.ModuleList()
-    shortened = copy.deepcopy(body)
-    body.layers = layers
-    shortened.layers = nn.ModuleList(copy.deepcopy(layer) for layer in layers[:num_layers])
-    shortened.config.num_hidden_layers = num_layers
-    if getattr(shortened.config, "layer_types", None):
-        shortened.config.layer_types = list(shortened.config.layer_types[:num_layers])
+    owner, name = find_layers(body)
+    layers: Any = getattr(owner, name)
+    if not 1 <= num_layers <= len(layers):
+        raise ConfigError(f"encoder_layers is {num_layers}, but the model has {len(layers)} layers")
+    setattr(owner, name, layers[:num_layers])
+    try:  # in one go, so that all parts go on sharing one config
+        shortened = copy.deepcopy(body)
+    finally:
+        setattr(owner, name, layers)
+    config = shortened.config
+    config.num_hidden_layers = num_layers
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list | tuple) and len(value) == len(layers):
+            setattr(config, key, value[:num_layers])
     return shortened
+
+
+@torch.no_grad()
+def _check_can_be_rebuilt(body: PreTrainedModel) -> None:
+    """Refuse a shortened model that would be another one if it were saved and loaded."""
+    kind, ids = body.config.model_type, torch.arange(8, device=body.device)[None]
+    try:
+        with torch.device("meta"):
+            again = type(body)(copy.deepcopy(body.config)).eval()
+        again.load_state_dict(body.state_dict(), assign=True)
+        for name, buffer in body.named_buffers():  # those that no file holds
+            owner, _, last = name.rpartition(".")
+            setattr(again.get_submodule(owner), last, buffer)
+        got, wanted = (m(input_ids=ids, use_cache=False).last_hidden_state for m in (again, body))
+        is_same = torch.allclose(got, wanted, rtol=1e-3, atol=1e-3)
+    except Exception:  # of every kind, by architecture
+        is_same = False
+    if not is_same:
+        raise ConfigError(
+            f"a {kind} cut to its first {body.config.num_hidden_layers} layers would be another "
+            "model once saved and loaded; leave encoder_layers out, or use another encoder"
+        )
 
 
 def assemble_parts(
@@ -84,14 +111,19 @@ def assemble_parts(
 ) -> tuple[LCLM, Any, Any]:
     """Return a new `(LCLM, decoder tokenizer, encoder tokenizer)` with a fresh adapter.
 
-    `encoder` and `decoder` are folders, hub ids, or models; models need their tokenizers given.
-    The memory tokens are added to the decoder's tokenizer and its embedding grows to hold them.
+    `encoder` and `decoder` are folders, hub ids, or models; models need their tokenizers given,
+    and become part of the LCLM, cast to `dtype`. The memory tokens are added to the decoder's
+    tokenizer, and its embedding grows to hold them. Raises `ConfigError` for models that cannot
+    work, after trying them on a few tokens.
     """
     extension = extension or Extension(rotary="exact")
     decoder_model, decoder_tokenizer = _load(decoder, decoder_tokenizer, dtype, base, head=True)
     encoder_model, encoder_tokenizer = _load(encoder, encoder_tokenizer, dtype, base, head=False)
     if encoder_layers is not None:
         encoder_model = first_layers(encoder_model, encoder_layers)
+        _check_can_be_rebuilt(encoder_model.eval())
+    elif set(encoder_model.parameters()) & set(decoder_model.parameters()):
+        encoder_model = copy.deepcopy(encoder_model)  # one object was given as both halves
     is_same = _words(encoder_tokenizer) == _words(decoder_tokenizer)
     if extension.residual == "sum" and not is_same:
         raise ConfigError(
@@ -101,12 +133,13 @@ def assemble_parts(
     known_ids = set(decoder_tokenizer.get_vocab().values())
     decoder_tokenizer = _with_memory_tokens(decoder_tokenizer)
     new = sorted(set(decoder_tokenizer.get_vocab().values()) - known_ids)
-    _make_room(decoder_model, len(decoder_tokenizer), new)
+    make_room(decoder_model, len(decoder_tokenizer), new)
     lclm = build(
         encoder_model, decoder_model, encoder_tokenizer, decoder_tokenizer, config, extension
     )
     lclm.adapter.to(dtype)
     _match_scale(lclm)
+    check(lclm, (decoder_tokenizer, encoder_tokenizer), is_fresh=True)
     return lclm, decoder_tokenizer, encoder_tokenizer
 
 
@@ -174,31 +207,73 @@ def add_lora(
     `encoder`, `decoder` and `encoder_layers` say what the halves were assembled from: a checkpoint
     of factors has to name what they build on.
     """
-    from peft import LoraConfig, get_peft_model
-
     is_pinned = encoder.startswith("octavo:") and decoder.startswith("octavo:")
     lclm.extension = replace(
         lclm.extension, base=PINNED_BASE if is_pinned else None, encoder_layers=encoder_layers
     )
-    common: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none"}
-    lclm.decoder = get_peft_model(
+    rows = lclm.decoder.get_input_embeddings()
+    table = next(n for n, m in lclm.decoder.named_modules() if m is rows).rpartition(".")[2]
+    ids_1T = torch.tensor([lclm.config.memory_token_ids], device=lclm.device)
+    lclm.decoder = _with_factors(
         lclm.decoder,
-        LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            task_type="CAUSAL_LM",
-            trainable_token_indices={"embed_tokens": list(lclm.config.memory_token_ids)},
-            **common,
-        ),
+        lambda model: model(inputs_embeds=lclm.embed_tokens(ids_1T), use_cache=False),
+        r=rank,
+        lora_alpha=alpha,
+        task_type="CAUSAL_LM",
+        trainable_token_indices={table: list(lclm.config.memory_token_ids)},
     )
     of_encoder = encoder_rank or rank
-    lclm.encoder.body = get_peft_model(
+    lclm.encoder.body = _with_factors(
         lclm.encoder.body,
-        LoraConfig(r=of_encoder, lora_alpha=alpha * of_encoder // rank, **common),
+        lambda model: model(input_ids=torch.zeros_like(ids_1T), use_cache=False),
+        r=of_encoder,
+        lora_alpha=alpha * of_encoder // rank,
     )
     for half, name in ((lclm.decoder, decoder), (lclm.encoder.body, encoder)):
         named = PINNED_BASE if name.startswith("octavo:") else name
         half.peft_config["default"].base_model_name_or_path = named
+
+
+def _with_factors(model: Any, read: Callable[[Any], Any], **options: Any) -> Any:
+    """Put LoRA factors on all linear layers of a model, or say why its architecture takes none.
+
+    `read` makes the model read something. A layer that it does not call, using its weights in some
+    other way, gets no factors, for they would do nothing until they are merged.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    called: dict[str, bool] = {}
+    hooks = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            last = name.rpartition(".")[2]
+            called.setdefault(last, False)
+
+            def note(_: Any, __: Any, output: Any, last: str = last) -> None:
+                called[last] |= isinstance(output, torch.Tensor)
+
+            hooks.append(layer.register_forward_hook(note))
+    try:
+        with torch.no_grad():
+            read(model)
+            for hook in hooks:
+                hook.remove()
+            unused = sorted(name for name, is_called in called.items() if not is_called)
+            config = LoraConfig(
+                target_modules="all-linear",
+                exclude_modules=unused or None,
+                lora_dropout=0.0,
+                bias="none",
+                **options,
+            )
+            adapted = get_peft_model(model, config)
+            read(adapted)
+        return adapted
+    except Exception as error:  # peft's own, of every kind, by architecture
+        raise ConfigError(
+            f"a {model.config.model_type} takes no LoRA factors on all its linear layers "
+            f"({(str(error).splitlines() or [''])[0][:200]}); train its whole weights instead"
+        ) from error
 
 
 def _words(tokenizer: Any) -> dict[str, int]:
@@ -218,7 +293,11 @@ def _load(
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise ConfigError("a model object needs its tokenizer: pass encoder_/decoder_tokenizer")
-        return (source if head else source.base_model), tokenizer
+        model: Any = source if head else headless(source)
+        if not getattr(model, "is_quantized", False):
+            model.to(dtype)
+            model.config.dtype = dtype
+        return model, tokenizer
     folder = load_base(str(source), base)
     kind = AutoModelForCausalLM if head else AutoModel
     try:
@@ -235,28 +314,32 @@ def _cannot_load(source: Any, error: Exception) -> CheckpointError:
 
 
 @torch.no_grad()
-def _make_room(decoder: PreTrainedModel, vocabulary: int, new_ids: list[int]) -> None:
-    """Grow the embedding where it lacks rows; those of new tokens start as the mean of all others.
+def make_room(decoder: Any, vocabulary: int, new_ids: Sequence[int]) -> None:
+    """Grow input and output rows where they lack some; those of new tokens start as their mean.
 
-    Many models have spare rows that were never trained: there new tokens start at the mean too.
+    The mean of the output layer's own rows is no likelier than the average token. Many models have
+    spare rows that were never trained: there new tokens start at the mean too.
     """
-    old = decoder.get_input_embeddings().weight
-    mean = old.float().mean(0).to(old.dtype)
-    if len(old) < vocabulary:
+    size = decoder.get_input_embeddings().weight.shape[0]
+    if size < vocabulary:
         decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
-    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
-        layer.weight[new_ids] = mean
+    head = decoder.get_output_embeddings()
+    for values in (decoder.get_input_embeddings().weight, head.weight, head.bias):
+        if values is not None:
+            values[list(new_ids)] = values[:size].float().mean(0).to(values.dtype)
 
 
 @torch.no_grad()
 def _match_scale(lclm: LCLM) -> None:
-    """Scale the adapter's last layer so that latents start as long as token embeddings."""
-    weight: torch.Tensor = lclm.decoder.get_input_embeddings().weight
-    wanted = weight.float().norm(dim=-1).mean()
+    """Scale the adapter's last layer so that latents start as long as what the decoder reads."""
+    table: torch.Tensor = lclm.decoder.get_input_embeddings().weight
+    ids = torch.arange(len(table), device=table.device)
+    norms = [lclm.embed_tokens(some).float().norm(dim=-1) for some in ids.split(4096)]
+    wanted = torch.cat(norms).mean()
     if lclm.residual is not None:
         wanted = wanted * RESIDUAL_ADAPTER_SCALE
     generator = torch.Generator().manual_seed(0)
-    width = lclm.adapter.norm.weight.shape[0]
-    sample = torch.randn(256, width, generator=generator).to(weight.device, weight.dtype)
+    weight = lclm.adapter.fc1.weight
+    sample = torch.randn(256, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
     hidden = nn.functional.gelu(lclm.adapter.fc1(lclm.adapter.norm(sample)))
     lclm.adapter.fc2.weight *= wanted / lclm.adapter.fc2(hidden).float().norm(dim=-1).mean()

@@ -5,6 +5,7 @@ Either is checked to be complete: transformers and peft draw what is missing at 
 
 import re
 import warnings
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,9 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from octavo.config import read_json
 from octavo.errors import CheckpointError
+from octavo.nn.body import headless
 from octavo.progress import Progress
 from octavo.weights import lora
-from octavo.weights.assembly import UNTRUSTED, first_layers, load_base, quiet
+from octavo.weights.assembly import UNTRUSTED, first_layers, load_base, make_room, quiet
 from octavo.weights.guard import check_files
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -37,7 +39,13 @@ class HalfLoader:
     """Bases whose first layers became an encoder: the decoder's half need not read them again."""
 
     def half(
-        self, folder: Path, kind: Any, *, vocabulary: int = 0, num_layers: int | None = None
+        self,
+        folder: Path,
+        kind: Any,
+        *,
+        vocabulary: int = 0,
+        new_ids: Sequence[int] = (),
+        num_layers: int | None = None,
     ) -> PreTrainedModel:
         """Load one half without its LoRA factors, and check that its tokenizer fits."""
         source, options, is_lora = str(folder), self.options, (folder / LORA_FILE).is_file()
@@ -50,14 +58,12 @@ class HalfLoader:
             options = {**options, "dtype": torch.float32}  # merged in fp32, then rounded once
         if num_layers is not None and is_lora:
             model = self.whole[source] = self._load(source, AutoModelForCausalLM, options)
-            model = first_layers(model.base_model, num_layers)
+            model = first_layers(headless(model), num_layers)
         else:
             model = self.whole.pop(source, None) or self._load(source, kind, options)
         rows = model.get_input_embeddings().weight.shape[0]
-        if is_lora and rows < vocabulary:
-            model.resize_token_embeddings(vocabulary, mean_resizing=False)
-            head = model.get_output_embeddings().weight.data  # untied: no random rows
-            head[rows:] = head[:rows].mean(0)
+        if is_lora and new_ids:
+            make_room(model, vocabulary, new_ids)
         elif rows < vocabulary:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {vocabulary} tokens but the embedding only {rows} "

@@ -42,6 +42,7 @@ from octavo.weights.assembly import UNTRUSTED, build, load_base
 from octavo.weights.fingerprint import fingerprint_of
 from octavo.weights.guard import check_files
 from octavo.weights.halves import HalfLoader, cast, first_line, write_half
+from octavo.weights.selfcheck import check_once
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_NAME = "smol"
@@ -178,7 +179,10 @@ def _read(
     else:
         encoder = load.half(folder / "encoder", AutoModel, num_layers=extension.encoder_layers)
         decoder = load.half(
-            folder / "decoder", AutoModelForCausalLM, vocabulary=len(decoder_tokenizer)
+            folder / "decoder",
+            AutoModelForCausalLM,
+            vocabulary=len(decoder_tokenizer),
+            new_ids=decoder_tokenizer.convert_tokens_to_ids(list(MEMORY_TOKENS)),
         )
         lclm = build(encoder, decoder, encoder_tokenizer, decoder_tokenizer, config, extension)
         # Only now: transformers cannot tie the weights of a model that peft has wrapped.
@@ -189,8 +193,11 @@ def _read(
     lclm.round_rotary(rotary)
     lclm.eval()
     name = extension.name or folder.resolve().name
-    fingerprint = identify(folder, (decoder_tokenizer, encoder_tokenizer))
-    return Checkpoint(lclm, decoder_tokenizer, encoder_tokenizer, name, fingerprint)
+    tokenizers = decoder_tokenizer, encoder_tokenizer
+    fingerprint = identify(folder, tokenizers)
+    if folder.parent != ASSETS:  # what octavo ships is known
+        check_once(lclm, tokenizers, fingerprint)
+    return Checkpoint(lclm, *tokenizers, name, fingerprint)
 
 
 def identify(folder: Path, tokenizers: Sequence[Any] = ()) -> str:
