@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 from octavo.config import ModelConfig
 from octavo.data.examples import Example
 from octavo.data.rows import Row
-from octavo.errors import ConfigError
 from octavo.nn import LCLM, LCLMConfig
 from octavo.nn import score as scoring
 from octavo.nn.score import Scores
@@ -366,14 +365,6 @@ def test_flash_attention_gets_one_row_whose_positions_restart(
     with torch.no_grad():
         torch.testing.assert_close(score(lclm, packed).loss_P, wanted, atol=2e-5, rtol=1e-5)
     assert seen == [(1, 3 * 64, 1, 3 * 64)]
-
-
-def test_a_decoder_that_rescales_its_logits_is_refused(
-    lclm: LCLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lclm.get_decoder().config, "final_logit_softcapping", 30.0, raising=False)
-    with pytest.raises(ConfigError, match="final_logit_softcapping"):
-        score(lclm, rows(lclm))
 
 
 def test_score_works_through_a_sharding_hook(tmp_path: Path) -> None:

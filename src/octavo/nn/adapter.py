@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.config import ModelConfig
+from octavo.errors import ConfigError
 from octavo.nn.body import headless, layers_of
 
 NORM_EPS = 1e-6  # wire-format §3
+NO_ADAPTER = "layers of a {} cannot be an adapter's; set adapter_type='mlp'"
 LIFTED_AT_ONCE = 4_096
 """Vectors in one pass of the MLP: its activations then do not grow with the text."""
 
@@ -29,11 +31,14 @@ class AttentionLayer(nn.Module):
     def __init__(self, host: Any) -> None:
         """Build a fresh layer of the kind and size that the headless model `host` is made of."""
         super().__init__()
-        # The host's own config: what is set on it, as another attention, must reach this layer too.
-        self.decoder_layer = type(layers_of(host)[0])(host.config, layer_idx=0)
-        # The flag, not a mask: with no mask at all, every attention implementation obeys it.
-        self.decoder_layer.self_attn.is_causal = False
-        self.rotary_emb = type(host.rotary_emb)(config=host.config)
+        try:
+            # The host's own config: what is set on it, as another attention, must reach this too.
+            self.decoder_layer = type(layers_of(host)[0])(host.config, layer_idx=0)
+            # The flag, not a mask: with no mask at all, every attention implementation obeys it.
+            self.decoder_layer.self_attn.is_causal = False
+            self.rotary_emb = type(host.rotary_emb)(config=host.config)
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(NO_ADAPTER.format(host.config.model_type)) from error
 
     def forward(self, hidden_KD: Tensor) -> Tensor:
         """Let the K latents of one span see each other; positions are 0..K-1."""

@@ -224,8 +224,8 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         """Return the decoder's input `BTD`: token embeddings with the latents in their slots."""
         is_slot_BT = self.find_slots(input_ids_BT, embeds_BTD)
         if embeds_BTD is None:
+            assert input_ids_BT is not None
             embeds_BTD = self.embed_tokens(input_ids_BT)
-        assert embeds_BTD is not None
         if latents_SD is None:
             latents_SD = embeds_BTD.new_zeros(0, embeds_BTD.shape[-1])
         return splice(embeds_BTD, is_slot_BT, latents_SD)
@@ -263,6 +263,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             inputs_embeds = self.embed(input_ids, latents, inputs_embeds)
         elif inputs_embeds is None:
             # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
+            assert input_ids is not None
             inputs_embeds = self.embed_tokens(input_ids)
         given = as_keyword(cache)
         if past_key_values is not None:

@@ -272,7 +272,7 @@ def _with_factors(model: Any, read: Callable[[Any], Any], **options: Any) -> Any
     except Exception as error:  # peft's own, of every kind, by architecture
         raise ConfigError(
             f"a {model.config.model_type} takes no LoRA factors on all its linear layers "
-            f"({(str(error).splitlines() or [''])[0][:200]}); train its whole weights instead"
+            f"({str(error).split('. ')[0][:200]}); train its whole weights instead"
         ) from error
 
 

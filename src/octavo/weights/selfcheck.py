@@ -24,26 +24,32 @@ from torch.nn.functional import cross_entropy, pad
 from octavo.errors import ConfigError
 from octavo.files import write_text
 from octavo.nn import LCLM
+from octavo.nn.adapter import NO_ADAPTER
 from octavo.nn.cache import as_keyword, fresh_cache, has_plain_cache, output_cache, places
 from octavo.prompt import PromptEncoder
 from octavo.weights.base import cache_folder
 
 SAMPLE = "The keeper wrote: wind, tide, 41 sails in sight. Then he hid the key below a third step."
-MAX_ERROR = {torch.float32: 1e-3, torch.float64: 1e-3}
+MAX_ERROR = 1e-3
 MAX_ERROR_16_BIT = 0.15
 """The largest mean difference, in standard deviations of what is compared.
 
 Rounding leaves about 1e-6 in fp32 and 0.02 in bf16, a neighbour that is seen 0.05 to 1; measured on
-the 54 decoders of docs/decoders.md, whose chunked scans round up to 5e-4.
+the decoders of docs/decoders.md, whose chunked scans round up to 5e-4.
 """
+NUM_STEPS = 5
+"""Tokens to generate: a state that drifts is seen in the fourth or fifth (Zamba2)."""
 GREEDY = {
     "do_sample": False,
     "repetition_penalty": 1.0,
-    "max_new_tokens": 3,
+    "max_new_tokens": NUM_STEPS,
     "eos_token_id": -1,  # never: no answer may end early
     "pad_token_id": 0,
     "return_dict_in_generate": True,
 }
+OFF = "off by "
+CONTINUING = ("generate", "padding", "beams")
+"""Doors behind which a decoder reads on from a cache, as `answer` does: drift is theirs too."""
 CLOSED = {
     "answer": "cannot continue a prompt from what it keeps of it; answer with another decoder",
     "batching": "cannot answer several prompts side by side; they are answered one by one",
@@ -129,17 +135,16 @@ def _check_encoder(lclm: LCLM, ids: list[int], decoder_ids: list[int], is_fresh:
         rows = encoder([long, short, short], one_pass=True)
         if any(_differ(a, b) for a, b in zip(rows, [alone, beside[1], beside[1]], strict=True)):
             raise ConfigError(f"{kind} encodes otherwise in training; use another encoder")
+    if encoder.settings.adapter_type != "mlp":
+        _check_adapter(lclm, alone)
     if is_fresh and lclm.residual is None:
-        lengths = [
-            x.float().norm(dim=-1).mean().item()
-            for x in (
-                lclm.encode([long])[0],
-                lclm.embed_tokens(torch.tensor(ids, device=lclm.device)),
-            )
-        ]
-        if not lengths[1] / 8 < lengths[0] < lengths[1] * 8:
+        tokens_TD = lclm.embed_tokens(torch.tensor(decoder_ids, device=lclm.device))
+        got, wanted = (
+            rows.float().norm(dim=-1).mean().item() for rows in (lclm.encode([long])[0], tokens_TD)
+        )
+        if not wanted / 8 < got < wanted * 8:
             raise ConfigError(
-                f"fresh latents are {lengths[0]:.3g} long and tokens {lengths[1]:.3g}: "
+                f"fresh latents are {got:.3g} long and tokens {wanted:.3g}: "
                 f"{lclm.config.text_config.model_type} could not read them; use another decoder"
             )
 
@@ -165,6 +170,19 @@ def _check_sight(lclm: LCLM, kind: str, ids: list[int], pooled_KE: Tensor) -> No
     half = len(ids) // 2 // ratio * ratio
     if is_causal and half and _differ(encoder([ids[:half]])[0], pooled_KE[: half // ratio]):
         raise ConfigError(f"{kind} sees in both directions; set encoder_mask_type='bidirectional'")
+
+
+def _check_adapter(lclm: LCLM, pooled_KE: Tensor) -> None:
+    """Refuse attention layers in an adapter that do not run alone, or see in one direction only."""
+    host = lclm.encoder.body if lclm.adapter.adapter_type == "attn_mlp" else lclm.get_decoder()
+    other_KE = torch.cat([pooled_KE[:-1], -pooled_KE[-1:]])
+    try:
+        first, other = (lclm.adapter([rows])[0][0] for rows in (pooled_KE, other_KE))
+        is_right = len(pooled_KE) == 1 or not torch.equal(first, other)
+    except Exception:  # of every kind, by architecture
+        is_right = False
+    if not is_right:
+        raise ConfigError(NO_ADAPTER.format(host.config.model_type))
 
 
 class _Probe:
@@ -200,9 +218,13 @@ class _Probe:
             "scoring": lambda: self._score([self.ids_1T]),
             "packing": lambda: self._score([self.ids_1T, self.short_1T]),
         }
+        drift = ""
         for door, act in checks.items():
-            if (reason := self._reason(act)) and door not in self.lclm.config.closed:
+            reason = self._reason(act) or (drift if door in CONTINUING else "")
+            if reason and door not in self.lclm.config.closed:
                 self.lclm.close(door, f"{self.kind} {CLOSED[door]} ({reason})")
+            if door == "answer" and reason.startswith(OFF):
+                drift = reason
 
     def _reason(self, act: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> str:
         """Return why two ways to the same numbers are not the same; nothing if they are."""
@@ -237,7 +259,7 @@ class _Probe:
         embeds_1TD = self._prompt(self.ids_1T)
         wanted_1TV = self._logits(embeds_1TD)
         keyword, cache = "", fresh_cache(self.lclm.decoder)
-        for start, stop in ((0, 20), (20, 21), (21, 22)):
+        for start, stop in [(0, 19), *((step, step + 1) for step in range(19, 19 + NUM_STEPS))]:
             given = {keyword: cache} if keyword else as_keyword(cache)
             given |= places(self.lclm.decoder, start, stop - start, embeds_1TD.device)
             output = self.lclm.decoder(
@@ -274,9 +296,9 @@ class _Probe:
         """Compare each step of `generate` with reading everything anew."""
         made, _ = self._generated(prompts, output_logits=True)
         for row, ids_1T in enumerate(prompts):
-            fresh = self.lclm.embed_tokens(made.sequences[row : row + 1, -3:-1])
+            fresh = self.lclm.embed_tokens(made.sequences[row : row + 1, -NUM_STEPS:-1])
             wanted_1TV = self._logits(torch.cat([self._prompt(ids_1T), fresh], 1))
-            yield torch.stack([step[row] for step in made.logits]), wanted_1TV[0, -3:]
+            yield torch.stack([step[row] for step in made.logits]), wanted_1TV[0, -NUM_STEPS:]
 
     def _generated(self, prompts: list[Tensor], **options: Any) -> Any:
         """Return what `generate` makes of prompts that are filled up on the left."""
@@ -325,11 +347,11 @@ def _differ(got: Tensor, wanted: Tensor) -> str:
     """Return by how much two results differ, if it is more than rounding."""
     if got.shape != wanted.shape:
         return f"shape {tuple(got.shape)}, not {tuple(wanted.shape)}"
-    limit = MAX_ERROR.get(wanted.dtype, MAX_ERROR_16_BIT)
+    limit = MAX_ERROR_16_BIT if wanted.dtype.itemsize < 4 else MAX_ERROR
     got, wanted = got.float(), wanted.float()
     spread = wanted.std() if wanted.numel() > 1 else wanted.abs().mean()
     error = ((got - wanted).abs().mean() / spread.clamp(min=1e-6)).item()
-    return "" if error <= limit else f"off by {error:.2g} standard deviations"
+    return "" if error <= limit else f"{OFF}{error:.2g} standard deviations"
 
 
 @contextmanager
