@@ -489,6 +489,9 @@ def test_factors_written_by_a_newer_peft_load_where_its_new_features_are_off(
     [
         ({"from_the_future": {"rank": 3}}, "does not know from_the_future"),
         ({"target_modules": "(a+)+$"}, "target_modules is a pattern"),
+        ({"rank_pattern": {"(a+)+$": 4}}, "rank_pattern is a pattern"),
+        ({"alpha_pattern": {".*a*a*a*$": 4}}, "alpha_pattern is a pattern"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication cannot be read"),
         ({"peft_type": "IA3"}, "peft_type is not LORA"),
         ({"r": -1}, "`r` should be a positive integer"),
         ({"r": "many"}, "cannot put the LoRA factors"),

@@ -1,7 +1,6 @@
 import errno
 import importlib.machinery
 import importlib.util
-import io
 import json
 import os
 import re
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKPOINT, TEXT, WIRE, Result, Terminal
+from conftest import CHECKPOINT, TEXT, WIRE, Run, Terminal
 
 import octavo
-from octavo.cli import main
 from octavo.engine.fake import FakeEngine, KnownBatch
 
 FOREIGN = WIRE / "C_concat_causal_r8_w32" / "checkpoint"
@@ -26,25 +24,6 @@ FAKE = ("--model", str(CHECKPOINT), "--engine", "fake")
 LOCAL = ("--model", str(CHECKPOINT), "--device", "cpu")
 USAGE = {"source_tokens", "latents", "ratio", "prompt_tokens", "completion_tokens"}
 TIMINGS = {"compress_seconds", "ttft_seconds", "total_seconds"}
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run one command line in this process."""
-
-    def run_line(*args: str | Path, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return Result(stop.value.code, out, err)
-
-    return run_line
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import octavo
 from octavo.config import MEMORY, MEMORY_END, MEMORY_START, MEMORY_TOKENS, ModelConfig
-from octavo.errors import PromptError
+from octavo.errors import PromptError, TemplateError
 from octavo.prompt import PromptEncoder
 from octavo.text import PlainText
 
@@ -405,5 +405,6 @@ def test_old_thoughts_are_dropped_where_the_template_drops_them(prompts: PromptE
 def test_what_a_template_refuses_or_cannot_do_is_one_error(
     prompts: PromptEncoder, template: str | None, messages: Any, complaint: str
 ) -> None:
-    with pytest.raises(PromptError, match=complaint or "cannot render"):
+    with pytest.raises(PromptError, match=complaint or "cannot render") as caught:
         with_template(prompts, template).encode_messages(messages or user(text("x")))
+    assert isinstance(caught.value, TemplateError) == ("cannot render" in str(caught.value))

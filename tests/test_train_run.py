@@ -233,7 +233,7 @@ MAIN = "data__mixtures__main__"
             "longer than a row",
         ),
         ({"data__row_tokens": 5000}, "decoder has 4096 positions"),
-        ({"model__encoder_window_size": 8192}, "encoder has 4096 positions"),
+        ({"model__encoder_window_size": 8192}, "encoder has 4,096"),
         ({f"{MAIN}weights": {"copying": 1.0}}, "names the kind 'copying'"),
         ({f"{MAIN}weights": {"interleaved": 1.0, "qa": 1e-9}}, "asks for qa, but none of"),
         ({"model__encoder": "nowhere/at all"}, "cannot load nowhere/at all"),

@@ -48,7 +48,7 @@ def in_forward(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], ob
     score, calls = LCLM.score, [0]
 
     def watched(self: LCLM, *args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
+        calls[0] += bool(kwargs)  # the self-check gives its few inputs by position
         if calls[0] == number:
             do()
         return score(self, *args, **kwargs)

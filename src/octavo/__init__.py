@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PromptError,
         PromptTooLongError,
         RatioError,
+        TemplateError,
         TrainingError,
     )
     from octavo.files import WriteError
@@ -46,7 +47,7 @@ _HOMES = {
     "octavo.errors": [
         "CheckpointError", "ConfigError", "ContextError", "EvaluationError", "InputError",
         "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError",
-        "TrainingError",
+        "TemplateError", "TrainingError",
     ],
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
@@ -60,8 +61,8 @@ __all__ = [
     "CHAT", "LCLM", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
     "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
     "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
-    "PromptTooLongError", "RatioError", "Sampling", "Stream", "Timings", "TrainingError", "Usage",
-    "WriteError", "assemble", "load",
+    "PromptTooLongError", "RatioError", "Sampling", "Stream", "TemplateError", "Timings",
+    "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 
 

@@ -40,8 +40,10 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         remove_leftovers(path.parent)
     except OSError as error:
         raise _refusal(path, error) from error
-    temporary = _temporary(path.parent)
+    folder = _temporary(path.parent)  # safetensors leaves files of its own beside what it writes
+    temporary = folder / "file.tmp"
     try:
+        folder.mkdir()
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode  # as the umask has it; libraries make files private
         write(temporary)
@@ -52,7 +54,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:  # the latter is how safetensors says disk full
         raise _refusal(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

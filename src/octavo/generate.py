@@ -282,6 +282,10 @@ def check_sampling(
         raise ConfigError(f"max_new_tokens is {sampling.max_new_tokens}, expected at least 1")
     if not 0.0 <= sampling.temperature < float("inf"):
         raise ConfigError(f"temperature is {sampling.temperature}, expected 0 or more")
+    seeds = sampling.seed if isinstance(sampling.seed, tuple) else (sampling.seed,)
+    for one in seeds:
+        if one is not None and not -(1 << 63) <= one < 1 << 64:  # what torch takes
+            raise ConfigError(f"seed is {one}, expected a number of at most 64 bits")
     if isinstance(sampling.seed, tuple) and len(sampling.seed) != len(encoded):
         raise ConfigError(
             f"{len(sampling.seed)} seeds were given for {len(encoded)} questions; give one for "

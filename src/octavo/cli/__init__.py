@@ -81,20 +81,25 @@ def command_line(verbs: Iterable[str] = VERBS) -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line (by default the process's own) and leave with its exit code."""
     args, is_debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    # A stream that the caller closed is None here: an empty stdin, a silent stderr.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     try:
+        if sys.stdout is None:
+            raise Misuse("stdout is closed, so results have no place; redirect it to a file")
         with contextlib.nullcontext() if is_debug else _quiet():
             code = _run(args or ["--help"])
     except (KeyboardInterrupt, typer.Abort) as stop:
         echo(str(stop) or "interrupted", err=True)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        _drop_stdout()
         code = BROKEN_PIPE
     except Exception as error:
         if is_debug:
             traceback.print_exc()
         message, code = _describe(error)
         echo(f"error: {message}", err=True)
+    _flush_stdout()
     raise SystemExit(code)
 
 
@@ -143,6 +148,8 @@ def _describe(error: Exception) -> tuple[str, int]:
         path = asked.command_path if asked is not None else "octavo"
         message = one_line(error.format_message()).rstrip(".")
         return f"{message}; see `{path} --help`", getattr(error, "exit_code", 2)
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
+        return "a path begins with ~ but no such user has a home folder; write it out", 1
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory; shorten the text, raise --ratio, or try --device cpu", 1
     if isinstance(error, OSError) and error.strerror:
@@ -152,7 +159,11 @@ def _describe(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {what}; add --debug for the traceback", 1
 
 
-def _drop_stdout() -> None:
-    """Let Python's last flush of stdout go nowhere instead of failing again."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush_stdout() -> None:
+    """Flush stdout; where that fails, let Python's own last flush go nowhere."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

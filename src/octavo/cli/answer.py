@@ -71,7 +71,7 @@ def compress(
         model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
     )
     with bars() as report:
-        loaded = open_model(choice, report)
+        loaded = open_model(choice, report, ratio)
         started = time.perf_counter()
         context = _compress(loaded, text, ratio, report)
         context.save(output)
@@ -145,7 +145,7 @@ def generate(
         model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
     )
     with bars() as report:
-        loaded = open_model(choice, report)
+        loaded = open_model(choice, report, ratio)
         contexts, seconds = _gather(loaded, places, texts, None if raw else report, ratio)
     options: dict[str, Any] = {
         "raw": raw, "ratio": ratio, "max_new_tokens": max_new_tokens,
@@ -195,7 +195,7 @@ def chat(
         model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
     )
     with bars() as report:
-        loaded = open_model(choice, report)
+        loaded = open_model(choice, report, ratio)
         contexts, _ = _gather(loaded, places, texts, report, ratio)
     options: dict[str, Any] = {
         "ratio": ratio, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed

@@ -15,6 +15,8 @@ from octavo.text import visible
 STDIN = "-"
 MAX_BYTES = 1 << 30
 """Far above what any decoder holds; keeps an endless stream from filling the memory."""
+MAX_NAME_BYTES = 200
+"""File systems take 255, of which a temporary name uses some."""
 _PIECE_BYTES = 1 << 20
 
 
@@ -32,8 +34,8 @@ def echo(message: object = "", *, nl: bool = True, err: bool = False, exact: boo
 
 
 def one_line(text: str) -> str:
-    """Return a message without its line breaks."""
-    return " ".join(text.split())
+    """Return a message without line breaks, and with what is not UTF-8 (file names) escaped."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
 
 
 def read_text(place: str) -> str:
@@ -51,8 +53,9 @@ def read_text(place: str) -> str:
             data = _read(file, place)
     except FileNotFoundError:
         raise InputError(f"no file {place}; check the path, or give - to read stdin") from None
-    except OSError as error:
-        raise InputError(f"cannot read {place}: {error.strerror}; check its permissions") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {place}: {reason}; check its name and rights") from error
     return _decode(data, place)
 
 
@@ -110,9 +113,18 @@ def read_question(question: str) -> str:
     return question
 
 
+def check_name(path: Path) -> None:
+    """Refuse a context's file name that safetensors cannot open."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ContextError(f"{path} is not UTF-8; give the context a name in UTF-8") from error
+
+
 def check_contexts_exist(places: list[Path]) -> None:
     """Refuse missing context files before a model is loaded for them."""
     for place in places:
+        check_name(place)
         if not place.is_file():
             raise ContextError(f"no context at {place}; give a file that `octavo compress` wrote")
 
@@ -127,6 +139,11 @@ def check_output(output: Path, source: str) -> None:
     """Refuse, before any work, a place that the context could not be written to."""
     if str(output) == STDIN:
         raise Misuse("a context is not written to stdout; give -o a file name")
+    check_name(output)
+    if (size := len(output.name.encode("utf-8"))) > MAX_NAME_BYTES:
+        raise WriteError(
+            f"the name {output.name[:16]}... has {size} bytes and {MAX_NAME_BYTES} fit; shorten it"
+        )
     if source != STDIN and output.exists() and output.samefile(Path(source).expanduser()):
         raise Misuse(f"-o {output} is the text itself; give another name")
     if output.is_dir():

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.inputs import echo, format_bytes
+from octavo.cli.inputs import check_name, echo, format_bytes
 from octavo.cli.options import AsJson, Base, Revision, bars, check_revision, hush_bars
 from octavo.config import Extension, ModelConfig, read_json
 from octavo.errors import CheckpointError
@@ -29,7 +29,8 @@ def info(
     """Show a model or a context; loads and fetches nothing."""
     path = Path(what).expanduser() if what is not None else None
     is_context = path is not None and not path.is_dir()
-    if path is not None and is_context and (path.is_file() or path.suffix == ".safetensors"):
+    if path is not None and is_context and (path.suffix == ".safetensors" or path.is_file()):
+        check_name(path)
         rows = _describe_context(path)
     else:
         check_revision(what, revision)
@@ -64,6 +65,7 @@ def pull(
 
         hush_bars()
         folder = resolve(model, revision)
+        ModelConfig.read(folder)
         lines = [f"model {folder}"]
         for name in _bases(folder):
             was_here = _is_in_cache(name)
@@ -132,14 +134,15 @@ def _show(name: str, value: Any) -> str:
 
 def _local_folder(name: str | None, revision: str | None) -> Path:
     """Find a model as `resolve` does, but look for hub ids in the hub's cache only."""
-    from octavo.weights.layout import ASSETS, DEFAULT_NAME, resolve
+    from octavo.weights.layout import DEFAULT_NAME, resolve
 
     name = name or DEFAULT_NAME
-    is_shipped = "/" not in name and (ASSETS / name).is_dir()
-    if is_shipped or Path(name).expanduser().is_dir() or name.count("/") != 1:
-        return resolve(name)
-    if name.startswith((".", "/", "~")):
-        return resolve(name)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if not is_hub_id or Path(name).expanduser().is_dir():
+        try:
+            return resolve(name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; or a context that `octavo compress` wrote") from error
     from huggingface_hub import snapshot_download
 
     try:

@@ -92,20 +92,23 @@ def check_revision(model: str | None, revision: str | None) -> None:
         raise Misuse("--revision is for hub ids only; drop it, or give --model a hub id")
 
 
-def open_model(choice: ModelChoice, report: Progress) -> "Model":
-    """Load the chosen model, showing what takes time."""
+def open_model(choice: ModelChoice, report: Progress, ratio: int | None = None) -> "Model":
+    """Load the chosen model, showing what takes time; refuse a ratio it does not serve before."""
     check_revision(choice.model, choice.revision)
     report("loading the model", 0, 0)
+    from octavo.config import Extension, ModelConfig, resolve_ratio
     from octavo.loading import load
+    from octavo.weights.layout import resolve
 
     hush_bars()
+    folder = resolve(choice.model, choice.revision)
+    resolve_ratio(ModelConfig.read(folder), Extension.read(folder), ratio)
     engine: Any = choice.engine  # `load` refuses an unknown one
     return load(
-        choice.model,
+        folder,
         choice.device,
         choice.dtype,
         engine,
-        choice.revision,
         base=choice.base,
         progress=report,
     )

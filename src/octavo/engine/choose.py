@@ -13,6 +13,9 @@ from transformers.generation.logits_process import (
 
 from octavo.engine.base import Sampling
 
+_COLDEST = 1e-6
+"""A lower temperature always draws the likeliest token, and divides logits beyond fp32."""
+
 
 class Chooser:
     """One row's choices; it remembers what it chose, for the repetition penalty."""
@@ -37,7 +40,7 @@ class Chooser:
         if self._penalty is not None and self._chosen:
             ids_1T = torch.tensor([self._chosen], device=logits_V.device)
             scores_1V = self._penalty(ids_1T, scores_1V)
-        if sampling.temperature == 0:
+        if sampling.temperature < _COLDEST:
             token = int(scores_1V.argmax())
         else:
             token = self._draw(scores_1V)

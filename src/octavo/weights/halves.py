@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from octavo.config import read_json
 from octavo.errors import CheckpointError
@@ -47,7 +47,10 @@ class HalfLoader:
         new_ids: Sequence[int] = (),
         num_layers: int | None = None,
     ) -> PreTrainedModel:
-        """Load one half without its LoRA factors, and check that its tokenizer fits."""
+        """Load one half without its LoRA factors, and check that its tokenizer fits.
+
+        Rows of `new_ids`, if the base lacks these tokens, start as they did when it was assembled.
+        """
         source, options, is_lora = str(folder), self.options, (folder / LORA_FILE).is_file()
         if is_lora:
             named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -63,6 +66,9 @@ class HalfLoader:
             model = self.whole.pop(source, None) or self._load(source, kind, options)
         rows = model.get_input_embeddings().weight.shape[0]
         if is_lora and new_ids:
+            if min(new_ids) < rows:  # spare rows, unless the base has these tokens itself
+                known = AutoTokenizer.from_pretrained(source, **UNTRUSTED).get_vocab().values()
+                new_ids = sorted(set(new_ids) - set(known))
             make_room(model, vocabulary, new_ids)
         elif rows < vocabulary:
             raise CheckpointError(
@@ -155,7 +161,7 @@ def _lora_config(folder: Path) -> Any:
     for key in ("target_modules", "exclude_modules", "layers_pattern", *_PATTERNS):
         given = values.get(key)
         names = given if key in _PATTERNS and isinstance(given, dict) else ()
-        if isinstance(given, str) or any(re.search(r"[*+{?|]", name) for name in names):
+        if isinstance(given, str) or any(map(_may_hang, names)):
             raise CheckpointError(
                 f"{path}: {key} is a pattern, expected module names; write them out"
             )
@@ -186,6 +192,11 @@ def write_half(module: Any, folder: Path, dtype: torch.dtype | None) -> None:
         file = folder / "model.safetensors"
     if dtype is not None and file.is_file():
         save_file(cast(load_file(file), dtype), file, metadata={"format": "pt"})
+
+
+def _may_hang(pattern: str) -> bool:
+    """Whether matching a name could take endless steps; peft itself writes `.*` for experts."""
+    return len(re.findall(r"[*+{]", pattern)) > 2 or bool(re.search(r"\)[*+{?]", pattern))
 
 
 def cast(state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:

@@ -93,15 +93,15 @@ def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Pat
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if (ASSETS / name).is_dir() and "/" not in name:
+    shipped = sorted(found.parent.name for found in ASSETS.glob(f"*/{MODEL_CONFIG_FILE}"))
+    if name in shipped:
         return ASSETS / name
-    shipped = ", ".join(sorted(found.name for found in ASSETS.glob("*/")))
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the checkpoint's folder")
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(
             f"no model {name!r}: give a checkpoint folder, a hub id like "
-            f"latent-context/0.6b-4b-LCLM-16x, or a shipped name ({shipped})"
+            f"latent-context/0.6b-4b-LCLM-16x, or a shipped name ({', '.join(shipped)})"
         )
     from huggingface_hub import snapshot_download
 

@@ -174,7 +174,7 @@ def _check_sight(lclm: LCLM, kind: str, ids: list[int], pooled_KE: Tensor) -> No
 
 def _check_adapter(lclm: LCLM, pooled_KE: Tensor) -> None:
     """Refuse attention layers in an adapter that do not run alone, or see in one direction only."""
-    host = lclm.encoder.body if lclm.adapter.adapter_type == "attn_mlp" else lclm.get_decoder()
+    host: Any = lclm.encoder.body if lclm.adapter.adapter_type == "attn_mlp" else lclm.get_decoder()
     other_KE = torch.cat([pooled_KE[:-1], -pooled_KE[-1:]])
     try:
         first, other = (lclm.adapter([rows])[0][0] for rows in (pooled_KE, other_KE))
