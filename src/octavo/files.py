@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             raise WriteError(
                 f"cannot write {path}: the folder {path.parent} does not exist; create it"
             )
-        _check_place(path, path.is_file())
+        _check_place(path, stat.S_ISREG)
         remove_leftovers(path.parent)
     except OSError as error:
         raise _refusal(path, error) from error
@@ -70,7 +71,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_place(path, path.is_dir())
+        _check_place(path, stat.S_ISDIR)
         remove_leftovers(path.parent)
         temporary = _temporary(path.parent)
         temporary.mkdir()
@@ -141,11 +142,15 @@ def remove_leftovers(folder: Path) -> None:
             continue
 
 
-def _check_place(path: Path, is_ordinary: bool) -> None:
+def _check_place(path: Path, is_ordinary: Callable[[int], bool]) -> None:
     """Refuse what a rename would destroy: links, devices, pipes."""
-    if path.is_symlink():
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
         raise WriteError(f"cannot write {path}: it is a link to {path.readlink()}; give that name")
-    if path.exists() and not is_ordinary:
+    if not is_ordinary(mode):
         raise WriteError(f"cannot write {path}: something else is there; choose another name")
 
 
