@@ -57,7 +57,7 @@ LONG = "b" * 244
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["compress", "book.txt", "-o", LONG, "-m", "nosuch"], "244 bytes and 200 fit"),
+        (["compress", "book.txt", "-o", LONG * 2, "-m", "nosuch"], "File name too long"),
         (["compress", LONG * 2, "-o", "out"], "File name too long"),
         (["generate", "Who?", "-c", LONG * 2], "File name too long"),
         (["compress", "book.txt", "-o", "z\udce9", "-m", "nosuch"], "is not UTF-8"),
@@ -111,3 +111,9 @@ def test_a_ratio_is_refused_before_a_model_loads(run: Run, monkeypatch: pytest.M
         result = run(*line, "-r", "5", "--model", CHECKPOINT)
         assert result.code == 1
         assert "ratio 5 is not served by this model, which was trained for 4" in result.error
+
+
+def test_the_longest_name_that_a_file_may_have_is_written(run: Run) -> None:
+    longest = "b" * 255
+    assert run("compress", "book.txt", "-o", longest, *FAKE).code == 0
+    assert run("info", longest).code == 0

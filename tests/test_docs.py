@@ -31,7 +31,9 @@ def test_a_python_block_runs(
     load: Any = octavo.load
     monkeypatch.setattr(octavo, "load", lambda *a, **k: load(*a, **k) if a or k else smol)
     chapter = (ROOT / "examples" / "king-solomons-mines-14.txt").read_text(encoding="utf-8")
-    (tmp_path / "book.txt").write_text(chapter[:1500], encoding="utf-8")
+    (tmp_path / "examples").mkdir()
+    for name in ("book.txt", "examples/king-solomons-mines-14.txt"):
+        (tmp_path / name).write_text(chapter[:1500], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
 

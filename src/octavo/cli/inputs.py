@@ -15,8 +15,6 @@ from octavo.text import visible
 STDIN = "-"
 MAX_BYTES = 1 << 30
 """Far above what any decoder holds; keeps an endless stream from filling the memory."""
-MAX_NAME_BYTES = 200
-"""File systems take 255, of which a temporary name uses some."""
 _PIECE_BYTES = 1 << 20
 
 
@@ -140,10 +138,6 @@ def check_output(output: Path, source: str) -> None:
     if str(output) == STDIN:
         raise Misuse("a context is not written to stdout; give -o a file name")
     check_name(output)
-    if (size := len(output.name.encode("utf-8"))) > MAX_NAME_BYTES:
-        raise WriteError(
-            f"the name {output.name[:16]}... has {size} bytes and {MAX_NAME_BYTES} fit; shorten it"
-        )
     if source != STDIN and output.exists() and output.samefile(Path(source).expanduser()):
         raise Misuse(f"-o {output} is the text itself; give another name")
     if output.is_dir():

@@ -385,8 +385,7 @@ def _decode_apart(body: Any, embeds_BTD: Tensor, position_ids_BT: Tensor) -> Ten
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ConfigError(
-            f"{type(body).__name__} cannot keep packed examples apart, and reading them one by one "
-            "does not work on several processes; train it on one"
+            f"{type(body).__name__} cannot keep packed examples apart; train it on one process"
         )
     rows = []
     for row_TD, positions_T in zip(embeds_BTD, position_ids_BT, strict=True):
