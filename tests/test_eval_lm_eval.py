@@ -692,7 +692,7 @@ def test_the_real_harness_runs_a_generator_and_a_tagged_task(
     prompt = sample["arguments"]["gen_args_0"]["arg_0"]
     assert (MEMORY_START in prompt) == bool(chat)
     assert prompt.endswith(sample["doc"]["gen_prefix"])
-    found = split(prompt)
+    before, context, after = split(prompt)
     (number,) = sample["doc"]["outputs"]
-    assert number in found.context
-    assert number not in found.before + found.after
+    assert number in context
+    assert number not in before + after

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,11 @@ from octavo.prompt import PromptEncoder
 from octavo.recipe import RunConfig
 from octavo.weights.assembly import load_tokenizers
 
+KILLED = """
+import os, pathlib, sys
+from octavo.files import write_file
+write_file(pathlib.Path(sys.argv[1]), lambda temporary: os._exit(9))
+"""
 RECIPE = """
 batch_rows = 4
 micro_batch_rows = 4
@@ -172,7 +179,8 @@ def test_an_interruption_leaves_no_half_shard_and_the_work_goes_on(
     assert all(whole[name] == data for name, data in left.items())
     with pytest.raises(TrainingError, match="holds no finished rows"):
         Rows(root / "out", "main")
-    (root / "out/main/.00001.safetensors.1.tmp").write_bytes(b"left by a process that was killed")
+    subprocess.run([sys.executable, "-c", KILLED, root / "out/main/00001.safetensors"])
+    assert len(contents(root / "out")) > len(left)
     monkeypatch.undo()
     prepare(recipe(root), root, root / "out", prompts)
     assert contents(root / "out") == whole

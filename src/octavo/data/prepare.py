@@ -40,7 +40,7 @@ from octavo.data.rows import (
 )
 from octavo.data.sources import Library, fingerprint, read_libraries
 from octavo.errors import TrainingError
-from octavo.files import write_text
+from octavo.files import remove_leftovers, write_text
 from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
 from octavo.recipe import STAGES, MixtureSection, RunConfig
@@ -197,8 +197,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     try:
         for folder in (out, *(out / name for name in plan["rows"])):
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.tmp"):  # of a process that was killed
-                left.unlink(missing_ok=True)
+            remove_leftovers(folder)
     except OSError as error:
         raise TrainingError(
             f"cannot make the folder {out} ({error.strerror}); choose another one"
