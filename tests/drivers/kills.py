@@ -38,6 +38,8 @@ LONGEST_SECONDS = 1.0
 MOST_TAKEN = 4
 """Steps a run is let take, at most, before a moment is aimed at."""
 EARLY = ("prepare", "rewind")
+BRIEF = ("save", "clean")
+"""Phases of milliseconds, which a later kill would miss."""
 NO_STAGE = 255
 page = mmap.mmap(-1, 16)
 
@@ -153,7 +155,7 @@ def main(recipe: str, folder: str, seed: str, kills: str, what: str) -> None:
                         pid,
                         lambda: page[PHASE] == wanted and page[TAKEN] >= least,  # noqa: B023
                     )
-                    time.sleep(draw.uniform(0, 0.03))
+                    time.sleep(draw.uniform(0, 0.002 if aim in BRIEF else 0.03))
                     ended = ended or is_over(pid)
             else:
                 ended = wait_until_over(pid, lambda: False)
@@ -171,7 +173,9 @@ def main(recipe: str, folder: str, seed: str, kills: str, what: str) -> None:
 
 def shards_of(root: Path) -> int:
     """Return how many whole shards of rows there are."""
-    return len(list(root.rglob("rows/main/[0-9]*.safetensors")))
+    # Not rglob: it looks into temporary folders, which vanish under it.
+    places = (root / "rows" / "main", root / "out" / "rows" / "main")
+    return sum(len(list(place.glob("[0-9]*.safetensors"))) for place in places)
 
 
 def resumed_steps(root: Path, config: RunConfig) -> list[Any]:
