@@ -88,10 +88,9 @@ class Adapter(nn.Module):
             return []
         dtype = self.norm.weight.dtype  # that of the linear layers may be quantised
         lengths = [len(span) for span in spans]
-        spans = [span.to(dtype) for span in spans]
         if self.adapter_type == "attn_mlp":
-            spans = [self._attend(span) for span in spans]
-        joined = torch.cat(spans) if len(spans) > 1 else spans[0]
+            spans = [self._attend(span.to(dtype)) for span in spans]
+        joined = (torch.cat(list(spans)) if len(spans) > 1 else spans[0]).to(dtype)
         if torch.is_grad_enabled():
             lifted = self._lift(joined)
         else:

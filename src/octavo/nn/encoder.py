@@ -12,7 +12,7 @@ short windows share a row: they are kept apart by positions that restart, or by 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError, PromptError
+from octavo.nn.blocks import Blocks, find_blocks, fold, runs
 from octavo.nn.body import max_positions
 from octavo.nn.pooling import pool_concat, pool_mean
 
@@ -59,10 +60,6 @@ class Window:
     def input_length(self, num_markers: int) -> int:
         """Return the number of tokens the encoder reads for this window."""
         return self.left + self.stop - self.start + self.right + num_markers
-
-
-Place = tuple[int, int]
-"""The row of a batch, and the position in it, where a window's input starts."""
 
 
 def plan_windows(
@@ -153,11 +150,27 @@ class Encoder(nn.Module):
         ]
         if not windows:
             return []
+        if one_pass:
+            joined_KE = self._read_at_once(windows, ids)
+            if on_tokens is not None:
+                on_tokens(sum(map(len, ids)))
+        else:
+            joined_KE = self._read_in_batches(windows, ids, on_tokens)
+        counts = [-(-len(span) // ratio) for span, ratio in zip(ids, ratios, strict=True)]
+        return list(joined_KE.split(counts))
+
+    def _read_in_batches(
+        self,
+        windows: Sequence[Window],
+        ids: list[Tensor],
+        on_tokens: Callable[[int], None] | None,
+    ) -> Tensor:
+        """Return the blocks of all windows, read in passes of bounded size."""
         ends = list(accumulate(window.num_blocks for window in windows))
         first = dict(zip(windows, [0, *ends], strict=False))
         pooled: dict[Window, Tensor] = {}
         joined_KE: Tensor | None = None
-        for batch, length in self._one_batch(windows) if one_pass else self._batches(windows):
+        for batch, length in self._batches(windows):
             for window, vectors in self._pool(self._read(batch, length, ids), batch):
                 if torch.is_grad_enabled():
                     pooled[window] = vectors
@@ -170,14 +183,13 @@ class Encoder(nn.Module):
                 on_tokens(sum(window.stop - window.start for window in batch))
         if joined_KE is None:
             joined_KE = torch.cat([pooled[window] for window in windows])
-        counts = [-(-len(span) // ratio) for span, ratio in zip(ids, ratios, strict=True)]
-        return list(joined_KE.split(counts))
+        return joined_KE
 
     def _input_length(self, window: Window) -> int:
         """Return what a window's input takes, its `eos` markers included."""
         return window.input_length(window.num_blocks if self.settings.pooling == "eos" else 0)
 
-    def _batches(self, windows: Sequence[Window]) -> Iterator[tuple[dict[Window, Place], int]]:
+    def _batches(self, windows: Sequence[Window]) -> Iterator[tuple[list[Window], int]]:
         """Group windows by padded input length, and cut the groups to bounded batches."""
         full = self.settings.encoder_window_size
         buckets: dict[int, list[Window]] = defaultdict(list)
@@ -191,28 +203,87 @@ class Encoder(nn.Module):
             members = buckets[length]
             size = max(1, (self.encode_batch_tokens or usual) // length)
             for first in range(0, len(members), size):
-                batch = members[first : first + size]
-                yield {window: (row, 0) for row, window in enumerate(batch)}, length
+                yield members[first : first + size], length
 
-    def _one_batch(self, windows: Sequence[Window]) -> Iterator[tuple[dict[Window, Place], int]]:
-        """Put all windows into one batch, as wide as the longest; short ones share a row."""
-        length = self._bucket(max(map(self._input_length, windows)))
+    def _share_rows(self, windows: Sequence[Window], length: int) -> list[int]:
+        """Return where each window's input starts in a batch of rows of `length`, laid end to end.
+
+        Short windows share a row where nothing lets them see each other.
+        """
         # Nor flash attention nor a body's own mask keeps windows apart in both directions.
         is_shared = self.shares_rows and (
             self.settings.encoder_mask_type == "causal"
             or not (self._is_flash or self.has_own_sight)
         )
-        used: list[int] = []
-        batch: dict[Window, Place] = {}
-        for window in sorted(windows, key=self._input_length, reverse=True):
-            size = self._input_length(window)
-            rows = (row for row, taken in enumerate(used) if is_shared and taken + size <= length)
-            row = next(rows, len(used))
-            if row == len(used):
-                used.append(0)
-            batch[window] = (row, used[row])
-            used[row] += size
-        yield batch, length
+        sizes = [self._input_length(window) for window in windows]
+        room: dict[int, int] = {}  # rows with room left, and where it begins
+        starts, num_rows, least = [0] * len(windows), 0, min(sizes)
+        for index in sorted(range(len(windows)), key=sizes.__getitem__, reverse=True):
+            size = sizes[index]
+            fitting = (row for row, taken in room.items() if taken + size <= length)
+            if (row := next(fitting, num_rows)) == num_rows:
+                num_rows += 1
+            taken = room.pop(row, 0)
+            starts[index] = row * length + taken
+            if is_shared and taken + size + least <= length:
+                room[row] = taken + size
+        return starts
+
+    def _read_at_once(self, windows: Sequence[Window], ids: list[Tensor]) -> Tensor:
+        """Return the blocks of all windows, read in one pass and folded without a loop over them.
+
+        What depends on lengths alone is worked out on the CPU: a GPU would wait for every window.
+        """
+        sizes = [self._input_length(window) for window in windows]
+        length = self._bucket(max(sizes))
+        places = self._share_rows(windows, length)
+        num_rows = 1 + max(places) // length
+        first_of_span = [0, *accumulate(map(len, ids))]
+        table = [
+            (p, size, first_of_span[w.span] + w.start - w.left, w.left, w.stop - w.start, w.right)
+            for w, p, size in zip(windows, places, sizes, strict=True)
+        ]
+        place_W, size_W, source_W, left_W, pooled_W, right_W = torch.tensor(table).unbind(1)
+        read_W = left_W + pooled_W + right_W
+        joined = torch.cat(ids)
+        inputs = torch.full((num_rows * length,), self.pad_token_id, device=self.device)
+        targets, sources = runs(place_W, read_W), runs(source_W, read_W)
+        inputs[targets.to(self.device)] = joined[sources.to(self.device)]
+        mask = None  # causal: what follows a token, padding included, never reaches it
+        if self.settings.encoder_mask_type == "bidirectional":
+            owner = torch.full((num_rows * length,), -1)  # which window a token is of
+            owner[runs(place_W, size_W)] = torch.arange(len(windows)).repeat_interleave(size_W)
+            mask = self._bidirectional_mask(owner.view(num_rows, length).to(self.device))
+        shape, options = (num_rows, length), {}
+        if int((place_W % length).max()):
+            starts = torch.zeros(num_rows * length, dtype=torch.long)
+            starts[place_W] = place_W % length
+            starts_NL = starts.view(num_rows, length).cummax(1).values
+            positions_NL = torch.arange(length) - starts_NL
+            if self._is_flash:  # flash isolates within one row only
+                shape = (1, num_rows * length)
+            options["position_ids"] = positions_NL.to(self.device).reshape(shape)
+        output = self.body(
+            input_ids=inputs.view(shape), attention_mask=mask, use_cache=False, **options
+        )
+        hidden: Tensor = output.last_hidden_state.flatten(0, 1)
+        if self.settings.pooling == "eos":
+            counts_W = torch.tensor([window.num_blocks for window in windows])
+            return hidden[runs(place_W + read_W, counts_W).to(hidden.device)]
+        ratios_W = torch.tensor([window.ratio for window in windows])
+
+        def one_ratio(blocks: Blocks) -> Tensor:
+            index = blocks.index_KR.flatten().to(hidden.device)
+            shape = (*blocks.index_KR.shape, hidden.shape[-1])
+            hidden_KRE = hidden.index_select(0, index).view(shape)
+            is_token_KR1 = blocks.is_token_KR[:, :, None]
+            if self.settings.pooling == "concat":
+                return (hidden_KRE * is_token_KR1.to(hidden)).flatten(1)
+            weight_KR1 = is_token_KR1 / is_token_KR1.sum(1, keepdim=True)
+            # The weights are in fp32, and so are the products: one rounding, as in a mean.
+            return (hidden_KRE * weight_KR1.to(hidden.device)).sum(1).to(hidden.dtype)
+
+        return fold(find_blocks(place_W + left_W, pooled_W, ratios_W), one_ratio)
 
     def _bucket(self, length: int) -> int:
         """Round a length up to the next multiple of `BUCKET_TOKENS` that the body can read."""
@@ -223,33 +294,20 @@ class Encoder(nn.Module):
     def _is_flash(self) -> bool:
         return "flash" in str(getattr(self.body.config, "_attn_implementation", ""))
 
-    def _read(self, batch: Mapping[Window, Place], length: int, ids: list[Tensor]) -> Tensor:
+    def _read(self, batch: Sequence[Window], length: int, ids: list[Tensor]) -> Tensor:
         """Run the encoder over one batch of windows, padded on the right to `length`."""
-        num_rows = 1 + max(row for row, _ in batch.values())
-        inputs_NL = torch.full((num_rows, length), self.pad_token_id, device=self.device)
-        positions_NL = torch.arange(length).repeat(num_rows, 1)
-        owner_NL = torch.full((num_rows, length), -1)  # which window a token is of
-        for index, (window, (row, first)) in enumerate(batch.items()):
+        inputs_NL = torch.full((len(batch), length), self.pad_token_id, device=self.device)
+        owner_NL = torch.full((len(batch), length), -1)  # which window a token is of
+        for row, window in enumerate(batch):
             tokens = ids[window.span][window.start - window.left : window.stop + window.right]
-            inputs_NL[row, first : first + len(tokens)] = tokens
-            positions_NL[row, first:] = torch.arange(length - first)
-            owner_NL[row, first : first + self._input_length(window)] = index
+            inputs_NL[row, : len(tokens)] = tokens
+            owner_NL[row, : self._input_length(window)] = row
         mask = None  # causal: what follows a token, padding included, never reaches it
         if self.settings.encoder_mask_type == "bidirectional":
             mask = self._bidirectional_mask(owner_NL.to(self.device))
-        if all(first == 0 for _, first in batch.values()):
-            output = self.body(input_ids=inputs_NL, attention_mask=mask, use_cache=False)
-            hidden_NLE: Tensor = output.last_hidden_state
-            return hidden_NLE
-        shape = (1, -1) if self._is_flash else inputs_NL.shape  # flash isolates within one row only
-        output = self.body(
-            input_ids=inputs_NL.reshape(shape),
-            attention_mask=mask,
-            position_ids=positions_NL.to(self.device).reshape(shape),
-            use_cache=False,
-        )
-        hidden_NLE = output.last_hidden_state
-        return hidden_NLE.reshape(num_rows, length, -1)
+        output = self.body(input_ids=inputs_NL, attention_mask=mask, use_cache=False)
+        hidden_NLE: Tensor = output.last_hidden_state
+        return hidden_NLE
 
     def _bidirectional_mask(self, owner_NL: Tensor) -> Tensor:
         """Let every token see every token of its own window, and padding only padding."""
@@ -263,15 +321,13 @@ class Encoder(nn.Module):
         mask_N1LL = torch.zeros(sees_N1LL.shape, dtype=dtype, device=self.device)
         return mask_N1LL.masked_fill(~sees_N1LL, torch.finfo(dtype).min)
 
-    def _pool(
-        self, hidden_NLE: Tensor, batch: Mapping[Window, Place]
-    ) -> Iterator[tuple[Window, Tensor]]:
-        """Fold each window's blocks; windows of one shape in rows of their own fold together."""
-        if len({window.shape for window in batch}) == 1 and len(batch) == len(hidden_NLE):
-            yield from zip(batch, self._fold(hidden_NLE, next(iter(batch))), strict=True)
+    def _pool(self, hidden_NLE: Tensor, batch: Sequence[Window]) -> Iterator[tuple[Window, Tensor]]:
+        """Fold each window's blocks; windows of one shape fold together."""
+        if len({window.shape for window in batch}) == 1:
+            yield from zip(batch, self._fold(hidden_NLE, batch[0]), strict=True)
             return
-        for window, (row, first) in batch.items():
-            yield window, self._fold(hidden_NLE[row : row + 1, first:], window)[0]
+        for row, window in enumerate(batch):
+            yield window, self._fold(hidden_NLE[row : row + 1], window)[0]
 
     def _fold(self, hidden_NLE: Tensor, window: Window) -> Tensor:
         """Return the blocks `NKE` of windows that all have the shape of `window`."""

@@ -28,6 +28,7 @@ from transformers.utils import TransformersKwargs
 from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
 from octavo.errors import ConfigError, PromptError
 from octavo.nn.adapter import Adapter
+from octavo.nn.blocks import Blocks, find_blocks, fold
 from octavo.nn.body import headless, input_scale, rescaled
 from octavo.nn.cache import as_keyword
 from octavo.nn.config import LCLMConfig
@@ -191,20 +192,35 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
     ) -> list[Tensor]:
         """Lift pooled states to latents, adding the order-preserving sum where the model has it."""
         latents = self.adapter(pooled)
-        if self.residual is not None:
-            # Rows of one batch, as noise on embeddings expects.
-            ratios = ratio_per_span(ratio, len(spans))
-            for index, (span, its_ratio) in enumerate(zip(spans, ratios, strict=True)):
-                ids = torch.as_tensor(span, dtype=torch.long, device=latents[index].device)
-                if torch.is_grad_enabled():
-                    embeds_LD = self.embed_tokens(ids[None])[0]
-                    latents[index] = latents[index] + self.residual(embeds_LD, its_ratio)
-                    continue
-                blocks = -(-SUMMED_TOKENS // its_ratio)
-                pieces = ids.split(blocks * its_ratio)
-                for lifted, piece in zip(latents[index].split(blocks), pieces, strict=True):
-                    lifted += self.residual(self.embed_tokens(piece[None])[0], its_ratio)
+        if self.residual is None:
+            return list(latents)
+        ratios = ratio_per_span(ratio, len(spans))
+        ids = [torch.as_tensor(span, dtype=torch.long, device=latents[0].device) for span in spans]
+        if torch.is_grad_enabled():
+            sums_KD = self._block_sums(ids, ratios)
+            return list((torch.cat(latents) + sums_KD).split([len(one) for one in latents]))
+        for index, its_ratio in enumerate(ratios):
+            blocks = -(-SUMMED_TOKENS // its_ratio)
+            pieces = ids[index].split(blocks * its_ratio)
+            for lifted, piece in zip(latents[index].split(blocks), pieces, strict=True):
+                lifted += self.residual(self.embed_tokens(piece[None])[0], its_ratio)
         return list(latents)
+
+    def _block_sums(self, ids: Sequence[Tensor], ratios: Sequence[int]) -> Tensor:
+        """Return the order-preserving sums of all spans' blocks, without a loop over them."""
+        assert self.residual is not None
+        residual, joined = self.residual, torch.cat(list(ids))
+        lengths_M = torch.tensor([len(span) for span in ids])
+
+        def one_ratio(blocks: Blocks) -> Tensor:
+            ids_KR = joined[blocks.index_KR.to(joined.device)]
+            # A row of one batch, as noise on embeddings expects.
+            embeds_KRD = self.embed_tokens(ids_KR.view(1, -1)).view(*ids_KR.shape, -1)
+            is_token_KR1 = blocks.is_token_KR[:, :, None].to(embeds_KRD)
+            return residual.sum_blocks(embeds_KRD * is_token_KR1)
+
+        starts_M = lengths_M.cumsum(0) - lengths_M
+        return fold(find_blocks(starts_M, lengths_M, torch.tensor(ratios)), one_ratio)
 
     def find_slots(self, input_ids_BT: Tensor | None, embeds_BTD: Tensor | None) -> Tensor:
         """Return which positions `BT` are slots; without ids, those that embed as one does."""

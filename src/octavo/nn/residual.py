@@ -33,7 +33,12 @@ class BlockSum(nn.Module):
         missing = -len(embeds_LD) % ratio
         padded_LD = nn.functional.pad(embeds_LD, (0, 0, 0, missing))
         blocks_KRD = padded_LD.unflatten(0, (-1, ratio))
-        weighted_KRD = blocks_KRD * self.weight_RD[:ratio].to(embeds_LD.dtype)
+        return self.sum_blocks(blocks_KRD)
+
+    def sum_blocks(self, blocks_KRD: Tensor) -> Tensor:
+        """Return the sum `KD` of blocks whose missing tokens are zeros."""
+        ratio = blocks_KRD.shape[1]
+        weighted_KRD = blocks_KRD * self.weight_RD[:ratio].to(blocks_KRD.dtype)
         return weighted_KRD.sum(1) / ratio**0.5
 
 
