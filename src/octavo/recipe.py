@@ -20,13 +20,14 @@ from octavo.errors import ConfigError, TrainingError
 
 Group = Literal["adapter", "encoder", "decoder", "memory_rows"]
 STAGES = ("adapter", "encoder", "decoder", "sft")
-KINDS = ("reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops")
+KINDS = ("reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops", "quotes")
 """Every kind of example, each made by the builder of its name in `data/builders`."""
 _LEAST = {
     **{"lora.rank": 0, "lora.encoder_rank": 1, "lora.alpha": 1},
     **{"data.max_documents": 1, "data.max_document_chars": 1, "data.rows_per_shard": 1},
     **{"data.row_tokens": 16, "data.held_out_examples": 1, "batch_rows": 1, "micro_batch_rows": 1},
-    **{"save_every": 1, "keep_checkpoints": 1, "log_every": 1, "measure_every": 1},
+    **{"save_every": 1, "keep_checkpoints": 1, "log_every": 1, "measure_every": 0},
+    **{"data.workers": 0},
 }
 """The smallest number that means anything, by key."""
 
@@ -110,6 +111,9 @@ class MixtureSection:
     """Spans of needle, hops, qa, pairs and chat examples; longer contexts are cut or left out."""
     max_questions: int = 4
     """Questions asked of one context, in turns of one chat."""
+    raw: float = 0.0
+    """How often a context that is asked about stands there as plain text: answering well from
+    latents begins with answering well."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -137,6 +141,10 @@ class DataSection:
     """Held-out examples of each measured kind."""
     rows: str | None = None
     """A folder of prepared rows. None: a run prepares its own, in its output."""
+    stream: bool = False
+    """Make each step's rows while training, and keep none: for machines whose hours are few."""
+    workers: int = 0
+    """Processes that bring the steps' rows. 0: the trainer does, between its steps."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,6 +158,9 @@ class StageSection:
     weight_decay: dict[str, float] = field(default_factory=dict)
     mixture: str = "main"
     """Which of `data.mixtures` it reads."""
+    seconds: float | None = None
+    """When the stage ends at the latest; its learning rates then fall with the time. Two such runs
+    are alike, not the same."""
     betas: dict[str, list[float]] = field(default_factory=dict)
     """AdamW's two betas by group; 0.9 and 0.95 where not given (paper §4.1)."""
 
@@ -176,6 +187,8 @@ class StageSection:
         for group, pair in self.betas.items():
             is_right = len(pair) == 2 and all(0 <= beta < 1 for beta in pair)
             _expect(is_right, f"{where}.betas.{group}", pair, "two in [0, 1)")
+        if self.seconds is not None:
+            _expect(self.seconds > 0, f"{where}.seconds", self.seconds, "more than 0")
         ratio, fewest = self.min_lr_ratio, min(self.steps, self.warmup_steps)
         _expect(0 <= ratio <= 1, f"{where}.min_lr_ratio", ratio, "0 to 1")
         _expect(fewest >= 0, f"the fewer of {where}.steps and warmup_steps", fewest, "0 or more")
@@ -209,6 +222,7 @@ class RunConfig:
     """The newest so many of a stage are kept."""
     log_every: int = 1
     measure_every: int = 100
+    """0: never."""
     keep_best: bool = True
     """Export the model whenever the held-out loss is the lowest yet, to `STAGE/best`."""
     tensorboard: bool = False
@@ -264,6 +278,8 @@ class RunConfig:
     def _check_data(self) -> None:
         """Refuse sources and mixtures that cannot work."""
         data = self.data
+        if data.stream and data.rows is not None:
+            raise TrainingError("data.stream makes rows and data.rows names some; drop one of them")
         if not data.train and not data.sources and data.rows is None:
             raise TrainingError("data.train is empty; name at least one text file")
         for name, source in data.sources.items():
@@ -301,6 +317,7 @@ class RunConfig:
                     f"{where}.ratios has {ratio} = {weight}; expected a weight for one of the "
                     f"model's ratios, {', '.join(map(str, self.served_ratios()))}"
                 )
+        _expect(0 <= mixture.raw <= 1, f"{where}.raw", mixture.raw, "0 to 1")
         if mixture.ratios and not any(mixture.ratios.values()):
             raise TrainingError(f"{where}.ratios are all zero; give one a positive weight")
 

@@ -98,6 +98,21 @@ def prepare(
     return manifest
 
 
+def open_stream(
+    config: RunConfig, root: Path, prompts: PromptEncoder
+) -> tuple[ShardMaker, dict[str, list[Example]], str]:
+    """Return what makes a recipe's rows one step at a time, what to measure on, and what they are.
+
+    Raises `TrainingError` as `prepare` does.
+    """
+    train, held_out = read_libraries(config, root)
+    texts = _fingerprint(_plan(config, prompts, fingerprint(train, held_out)))
+    maker = ShardMaker(config, train, prompts, root, texts)
+    for name in mixtures_of(config):
+        maker.probe(name)
+    return maker, cut_held_out(config, held_out, prompts), texts[:16]
+
+
 def open_prompts(config: RunConfig, root: Path) -> PromptEncoder:
     """Return the prompt encoder of a recipe's models, without loading a weight."""
     section = config.model
@@ -177,7 +192,7 @@ def _plan(config: RunConfig, prompts: PromptEncoder, texts: str) -> dict[str, An
     """Return everything the rows depend on."""
     names = mixtures_of(config)
     data = dataclasses.asdict(config.data)
-    for place in ("root", "rows"):
+    for place in ("root", "rows", "stream", "workers"):
         del data[place]
     data["mixtures"] = {name: dataclasses.asdict(config.mixture(name)) for name in names}
     template = getattr(prompts.decoder_tokenizer, "chat_template", None)
@@ -259,10 +274,10 @@ def _check_space(
         )
 
 
-def _write_held_out(
-    config: RunConfig, library: Library, prompts: PromptEncoder, out: Path
-) -> dict[str, Any]:
-    """Cut the examples to measure on, which are the same for every stage and ratio."""
+def cut_held_out(
+    config: RunConfig, library: Library, prompts: PromptEncoder
+) -> dict[str, list[Example]]:
+    """Return the examples to measure on, by kind; they are the same for every stage and ratio."""
     mixture, maker = config.mixture(mixtures_of(config)[-1]), ExampleMaker(prompts, keep_raw=True)
     found = {k: list(_held_out(config, library, maker, mixture, k)) for k in HELD_OUT_KINDS}
     if not any(found.values()):
@@ -271,8 +286,14 @@ def _write_held_out(
             f"{', '.join(HELD_OUT_KINDS)} that fits a row; name longer texts (data.held_out), or "
             "change the mixture's lengths"
         )
-    ratio = config.served_ratios()[0]
-    rows = [Row("", ratio, examples) for examples in found.values() if examples]
+    return {kind: examples for kind, examples in found.items() if examples}
+
+
+def _write_held_out(
+    config: RunConfig, library: Library, prompts: PromptEncoder, out: Path
+) -> dict[str, Any]:
+    ratio, found = config.served_ratios()[0], cut_held_out(config, library, prompts)
+    rows = [Row("", ratio, examples) for examples in found.values()]
     summary = write_shard(out / HELD_OUT, rows)
     examples = {kind: counts["examples"] for kind, counts in summary["by_kind"].items()}
     return {"file": HELD_OUT, **describe_file(out / HELD_OUT), "examples": examples}

@@ -7,10 +7,9 @@ ranks it is the same loop; what the ranks share is in `parallel.py`, and files i
 
 import contextlib
 import math
-import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from octavo.costs import Work, find_peaks
-from octavo.data.rows import Row, Rows
 from octavo.errors import TrainingError
 from octavo.machine import peak_memory
 from octavo.nn import LCLM
 from octavo.recipe import RunConfig, StageSection
 from octavo.train import checkpoints, parallel
-from octavo.train.batch import MicroBatch, collate
+from octavo.train.batch import MicroBatch
+from octavo.train.feed import Feed, RowSource
 from octavo.train.groups import keep_rows, set_trainable
 from octavo.train.log import Log
 from octavo.train.signals import Stop
@@ -38,36 +37,21 @@ class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, and has saved itself."""
 
 
-def learning_rate(step: int, stage: StageSection, peak: float) -> float:
-    """Return the rate of optimizer step `step`, counted from 0.
+def learning_rate(step: int, stage: StageSection, peak: float, seconds: float = 0) -> float:
+    """Return the rate of optimizer step `step`, counted from 0, after so many `seconds`.
 
     It rises linearly to the peak over `warmup_steps`, whose last step is the first at the peak, and
-    falls as a half cosine that would reach the floor at step `steps`, one after the last.
+    falls as a half cosine that would reach the floor at step `steps`, one after the last, or when
+    the stage's time is over.
     """
     if step < stage.warmup_steps:
         return peak * (step + 1) / stage.warmup_steps
     span = max(1, stage.steps - stage.warmup_steps)
     progress = min(1.0, (step - stage.warmup_steps) / span)
+    if stage.seconds is not None:
+        progress = min(1.0, max(progress, seconds / stage.seconds))
     floor = peak * stage.min_lr_ratio
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class RowOrder:
-    """The order in which a mixture's rows are read: each once, then all again in another order."""
-
-    def __init__(self, num_rows: int, seed: str) -> None:
-        """Shuffle `num_rows` rows by `seed`."""
-        self._num_rows, self._seed = num_rows, seed
-        self._epoch, self._order = -1, list[int]()
-
-    def __getitem__(self, index: int) -> int:
-        """Return the row that is read as number `index`; any index has one."""
-        epoch, place = divmod(index, self._num_rows)
-        if epoch != self._epoch:
-            self._order = list(range(self._num_rows))
-            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
-            self._epoch = epoch
-        return self._order[place]
 
 
 class Stage:
@@ -77,7 +61,7 @@ class Stage:
         self,
         name: str,
         model: LCLM,
-        rows: Rows,
+        rows: RowSource,
         config: RunConfig,
         folder: Path,
         log: Log,
@@ -93,16 +77,17 @@ class Stage:
         mixture. `measure` is called every `measure_every` steps, its result logged, and `export`
         with a folder when the held-out loss is the best so far.
         """
-        self.name, self.model, self.rows = name, model, rows
+        self.name, self.model = name, model
         self.config, self.settings = config, config.stages[name]
-        self.folder, self.log, self.first_row = folder, log, first_row
+        self.folder, self.log = folder, log
         self.measure, self.export, self.stop = measure, export, stop or Stop()
         self.step, self.updates, self.skipped, self.measured_step = 0, 0, 0, 0
         self.best: float | None = None
         self.device = model.device
         self.rank, self.num_ranks = parallel.world()
-        self._order = RowOrder(len(rows), f"{config.seed}/{self.settings.mixture}")
-        self._ratios = config.served_ratios()
+        self.feed = Feed(rows, config, first_row, model.memory_token_id)
+        self.seconds = 0.0
+        """How long its steps have taken, over all interruptions."""
         self.work = Work(model)
         self._peak = find_peaks(self.device, torch.bfloat16, config.peak_tflops).tflops
         self.parameters = set_trainable(model, self.settings.lr)
@@ -133,8 +118,9 @@ class Stage:
         self.model.train()
         try:
             self._measure_if_due()  # the step may have been saved before it was measured
-            while self.step < self.settings.steps:
-                loss, must_stop = self._take_step()
+            batches = self.feed.steps(self.step, self.settings.steps)
+            while not self._is_over:
+                loss, must_stop = self._take_step(batches)
                 if on_step is not None:
                     try:
                         on_step(self.step, loss)
@@ -149,12 +135,19 @@ class Stage:
         finally:
             self.model.eval()
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether all steps are taken, or the time for them has passed on any rank."""
+        limit = self.settings.seconds
+        is_late = limit is not None and parallel.any_over_ranks(self.seconds >= limit)
+        return is_late or self.step >= self.settings.steps
+
     def _is_due(self, every: int) -> bool:
-        return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
+        return self.step > 0 and (self.step % every == 0 or self._is_over)
 
     def _measure_if_due(self) -> None:
         """Measure every `measure_every` steps and at the end, once each, also after a resume."""
-        if self.measure is None or self.measured_step == self.step:
+        if not self.config.measure_every or self.measure is None or self.measured_step == self.step:
             return
         if not self._is_due(self.config.measure_every):
             return
@@ -174,53 +167,33 @@ class Stage:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _batches(self) -> list[MicroBatch]:
-        """Return this rank's micro-batches of the current step."""
-        first = self.first_row + self.step * self.config.batch_rows
-        share = self.config.batch_rows // self.num_ranks
-        mine = [self._row(first + self.rank * share + index) for index in range(share)]
-        size = self.config.micro_batch_rows
-        return [
-            collate(
-                mine[i : i + size],
-                row_tokens=self.config.data.row_tokens,
-                slot_id=self.model.memory_token_id,
-            )
-            for i in range(0, share, size)
-        ]
-
-    def _row(self, index: int) -> Row:
-        """Return a row at a ratio that the model serves: its own, or the next larger one."""
-        row: Row = self.rows[self._order[index]]
-        if row.ratio in self._ratios:
-            return row
-        return Row(row.id, min(r for r in self._ratios if r >= row.ratio), row.examples)
-
     def _add_gradients(self, batches: Sequence[MicroBatch], scored: int) -> tuple[Tensor, Tensor]:
         """Pass forward and back over this rank's batches.
 
         Returns the sums of losses and of greedy hits, and which rows of the step had a loss that is
-        no number. `scored` counts the scored tokens of all ranks.
+        no number. `scored` counts the scored tokens of all ranks. Nothing is looked at before the
+        last batch is under way: a GPU would stand still meanwhile.
         """
-        loss_and_hits = torch.zeros(2, dtype=torch.float64)
-        is_bad_row = torch.zeros(self.config.batch_rows, dtype=torch.float64)
-        place = self.rank * (self.config.batch_rows // self.num_ranks)
+        found: list[Tensor] = []
+        bad: list[Tensor] = []
         for batch in batches:
             with autocast(self.config.precision, self.device):
                 scores = self.model.score(**batch.inputs(self.device))
             # Sharded gradients are averaged over ranks; the loss is a sum over all of them.
             loss = scores.loss_P.sum() * (self.num_ranks / max(1, scored))
             loss.backward()
-            loss_P = scores.loss_P.detach()
-            loss_and_hits[0] += loss_P.double().sum().cpu()
-            loss_and_hits[1] += int(scores.is_hit_P.sum())
-            bad = scores.row_P[~torch.isfinite(loss_P)].unique().tolist()
-            for index in bad:
-                is_bad_row[place + index] = 1
-            place += len(batch.row_ids)
+            loss_P = scores.loss_P.detach().float()
+            found.append(torch.stack([loss_P.double().sum(), scores.is_hit_P.sum().double()]))
+            of_rows = torch.zeros(len(batch.row_ids), device=loss_P.device)
+            bad.append(of_rows.index_add(0, scores.row_P, (~torch.isfinite(loss_P)).float()))
+        loss_and_hits = torch.stack(found).sum(0).cpu()
+        is_bad_row = torch.zeros(self.config.batch_rows, dtype=torch.float64)
+        first = self.rank * (self.config.batch_rows // self.num_ranks)
+        mine = torch.cat(bad).cpu()
+        is_bad_row[first : first + len(mine)] = (mine > 0).double()
         return loss_and_hits, is_bad_row
 
-    def _take_step(self) -> tuple[float, bool]:
+    def _take_step(self, feed: Iterator[list[MicroBatch]]) -> tuple[float, bool]:
         """Take and log one optimizer step; return its loss and whether to stop after it.
 
         The loss is the mean over all scored tokens of all ranks, however they are spread.
@@ -230,8 +203,11 @@ class Stage:
         key = f"{self.config.seed}/{self.name}/{self.step}/{self.rank}"
         torch.manual_seed(zlib.crc32(key.encode()))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.settings, self.settings.lr[group["name"]])
-        batches = self._batches()
+            peak = self.settings.lr[group["name"]]
+            group["lr"] = learning_rate(self.step, self.settings, peak, self.seconds)
+        before_rows = time.perf_counter()
+        batches = next(feed)
+        waited = time.perf_counter() - before_rows
         counts = torch.tensor(
             [[b.num_scored, b.num_positions, b.num_source_tokens, b.num_latents] for b in batches],
             dtype=torch.float64,
@@ -253,6 +229,8 @@ class Stage:
         self.skipped = 0 if is_finite else self.skipped + 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
         row: dict[str, Any] = {
             "stage": self.name,
             "step": self.step,
@@ -264,7 +242,8 @@ class Stage:
             "decoder_tokens": positions,
             "source_tokens": sources,
             "latents": latents,
-            **self._speed(time.perf_counter() - started, scored, positions, sources, latents),
+            "waited": round(waited, 3),
+            **self._speed(seconds, scored, positions, sources, latents),
         }
         if not is_finite:
             row["skipped"] = "loss or gradient not finite"
@@ -298,9 +277,8 @@ class Stage:
 
     def _row_ids(self, is_bad: list[float]) -> list[str]:
         """Return the rows whose loss was not finite, or all of the step when none was."""
-        first = self.first_row + (self.step - 1) * self.config.batch_rows
         chosen = [i for i, bad in enumerate(is_bad) if bad] or list(range(len(is_bad)))
-        return [self.rows[self._order[first + i]].id for i in chosen[:MAX_LOGGED_ROWS]]
+        return self.feed.row_ids(self.step - 1, chosen[:MAX_LOGGED_ROWS])
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -321,6 +299,7 @@ class Stage:
             "skipped": self.skipped,
             "measured_step": self.measured_step,
             "best": self.best,
+            "seconds": self.seconds,
             "ranks": self.num_ranks,
         }
         keep = self.config.keep_checkpoints
@@ -335,7 +314,7 @@ class Stage:
             checkpoints.load(found[-1], self._tensors())
         self.step, self.skipped = state["step"], state["skipped"]
         self.measured_step, self.best = state["measured_step"], state["best"]
-        self.updates = state["updates"]
+        self.updates, self.seconds = state["updates"], state.get("seconds", 0.0)
         for parameter in self.named.values():
             self.optimizer.state[parameter]["step"] = torch.tensor(float(self.updates))
         return True

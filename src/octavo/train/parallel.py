@@ -72,6 +72,8 @@ def prepare(
             if not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
     if compile:
+        # Layers share their code, and are compiled for each of few shapes, with gradients and not.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for layer in layers_of(model):
             layer.compile()
 

@@ -26,6 +26,7 @@ from octavo.data.prepare import (
     locate,
     mixtures_of,
     open_prompts,
+    open_stream,
     prepare,
 )
 from octavo.data.rows import MANIFEST, Rows, read_held_out
@@ -35,6 +36,7 @@ from octavo.nn import LCLM
 from octavo.progress import OnNote, Progress
 from octavo.recipe import STAGES, RunConfig
 from octavo.train import parallel
+from octavo.train.feed import PreparedRows, RowSource, StreamedRows
 from octavo.train.groups import set_trainable
 from octavo.train.log import Log
 from octavo.train.loop import Interrupted, Stage, autocast
@@ -57,7 +59,7 @@ class Run:
         """Make the output folder. `check` and then `open_rows` come next."""
         self.config, self.root, self.device, self.stop, self.note = config, root, device, stop, note
         self.out = root / Path(config.output).expanduser()
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, RowSource] = {}
         self.held_out: dict[str, list[Example]] = {}
         self.texts = ""
         """Identifies the rows."""
@@ -72,6 +74,10 @@ class Run:
         Raises `Interrupted` when asked to stop; the shards that are whole are kept.
         """
         config, prompts = self.config, open_prompts(self.config, self.root)
+        if config.data.stream:
+            maker, self.held_out, self.texts = open_stream(config, self.root, prompts)
+            self.rows = {name: StreamedRows(maker, name) for name in mixtures_of(config)}
+            return
         folder = self.out / "rows"
         if config.data.rows is not None:
             folder = self.root / Path(config.data.rows).expanduser()
@@ -90,8 +96,9 @@ class Run:
                     is_stopped = True
             if parallel.any_over_ranks(is_stopped):
                 raise Interrupted("preparing rows")
-        self.rows = {name: Rows(folder, name) for name in mixtures_of(config)}
-        manifest = next(iter(self.rows.values())).manifest
+        rows = {name: Rows(folder, name) for name in mixtures_of(config)}
+        self.rows = {n: PreparedRows(some, f"{config.seed}/{n}") for n, some in rows.items()}
+        manifest = next(iter(rows.values())).manifest
         check_manifest(manifest, config, prompts)
         self.texts = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
         self.held_out = read_held_out(folder)

@@ -26,7 +26,7 @@ from octavo.train.run import Run
 from octavo.train.signals import Stop
 
 HARMLESS = {
-    *("output", "device", "data.root", "data.rows", "tensorboard", "peak_tflops"),
+    *("output", "device", "data.root", "data.workers", "data.rows", "tensorboard", "peak_tflops"),
     *("save_every", "keep_checkpoints", "log_every", "measure_every", "keep_best"),
 }
 """Keys that may change between an interruption and `--resume`: no weight depends on them."""

@@ -8,7 +8,7 @@ such as a document that is too short; the caller draws again.
 import random
 from collections.abc import Callable
 
-from octavo.data.builders import chat, hops, interleaved, needle, pairs, qa, reconstruction
+from octavo.data.builders import chat, hops, interleaved, needle, pairs, qa, quotes, reconstruction
 from octavo.data.documents import MIN_CHARS, Use
 from octavo.data.examples import Example, ExampleMaker
 from octavo.data.sources import Library
@@ -25,6 +25,7 @@ BUILDERS: dict[str, Builder] = {
     "qa": qa.build,
     "needle": needle.build,
     "hops": hops.build,
+    "quotes": quotes.build,
 }
 """The builder of each kind, in the order of `octavo.recipe.KINDS`."""
 

@@ -39,7 +39,7 @@ def build(
         return None
     count = rng.randint(1, min(mixture.max_questions, len(questions)))
     chosen = rng.sample(questions, count)
-    return dialogue(rng, maker, "hops", context, chosen, document.origin)
+    return dialogue(rng, maker, mixture, "hops", context, chosen, document.origin)
 
 
 def _chains(rng: random.Random) -> tuple[list[str], list[Question]]:

@@ -69,7 +69,7 @@ def build(
     if not context or any(context.count(name) > 1 for name in names):  # the prose may say it too
         return None
     questions = _questions(rng, facts, rng.randint(1, mixture.max_questions))
-    return dialogue(rng, maker, "needle", context, questions, document.origin)
+    return dialogue(rng, maker, mixture, "needle", context, questions, document.origin)
 
 
 def _questions(rng: random.Random, facts: Sequence[Fact], most: int) -> list[Question]:
@@ -110,4 +110,4 @@ def _from_list(rng: random.Random, maker: ExampleMaker, mixture: MixtureSection)
     asked = rng.sample(range(count), rng.randint(1, min(mixture.max_questions, count)))
     lookup = rng.choice(SAY["lookups"])
     questions = [(lookup.format(key=names[i]), values[i]) for i in asked]
-    return dialogue(rng, maker, "needle", context, questions, "needle:list")
+    return dialogue(rng, maker, mixture, "needle", context, questions, "needle:list")

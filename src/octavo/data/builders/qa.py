@@ -43,23 +43,25 @@ def build(
         context = asked.context
         questions = [(question, rng.choice(answers)) for question, answers in asked.turns]
     count = rng.randint(1, min(mixture.max_questions, len(questions)))
-    return dialogue(rng, maker, "qa", context, rng.sample(questions, count), asked.origin)
+    return dialogue(rng, maker, mixture, "qa", context, rng.sample(questions, count), asked.origin)
 
 
 def dialogue(
     rng: random.Random,
     maker: ExampleMaker,
+    mixture: MixtureSection,
     kind: str,
     context: str,
     questions: list[Question],
     origin: str,
 ) -> Example | None:
-    """Return a chat that begins with a compressed text and asks one question a turn."""
+    """Return a chat that begins with a text, mostly compressed, and asks one question a turn."""
     messages: list[dict[str, object]] = []
+    form = "text" if mixture.raw and rng.random() < mixture.raw else "memory"
     for question, answer in questions:
         if len(answer.split()) <= SHORT_WORDS and rng.random() < HINTS:
             question = f"{question} {rng.choice(SAY['briefly'])}"
-        parts = [{"type": "memory", "text": context}, {"type": "text", "text": f"\n\n{question}"}]
+        parts = [{"type": form, "text": context}, {"type": "text", "text": f"\n\n{question}"}]
         messages += [
             {"role": "user", "content": question if messages else parts},
             {"role": "assistant", "content": answer},
