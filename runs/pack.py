@@ -1,4 +1,4 @@
-"""Pack what training needs for a machine without a network: runs/pack.py DATA OUT
+"""Pack what training needs for a machine without a network: runs/pack.py DATA OUT.
 
 OUT gets `texts.tar.xz` (the files of DATA that runs/gpu.toml names, large ones thinned out) and the
 wheel of the base model in pieces of at most 58 MB, which `runs/gpu.sh` puts together again.

@@ -1,6 +1,7 @@
 """Examples: what is folded, what is scored, and the rule of every kind."""
 
 import copy
+import dataclasses
 import itertools
 import random
 import re
@@ -189,7 +190,7 @@ def test_control_tokens_inside_documents_are_ordinary_text(kind: str, maker: Exa
         assert not any(token in control for span in example.spans for token in span)
 
 
-@pytest.mark.parametrize("kind", ["needle", "hops", "qa", "chat", "pairs"])
+@pytest.mark.parametrize("kind", ["needle", "hops", "quotes", "qa", "chat", "pairs"])
 def test_nothing_longer_than_context_tokens_is_folded(
     kind: str, maker: ExampleMaker, library: Library
 ) -> None:
@@ -536,6 +537,34 @@ def test_an_answer_can_be_told_from_the_folded_text_alone(
             if any(c.isdigit() for c in last):  # a word may also be part of a key
                 assert last not in shown
     assert (lists > 5) == (kind == "needle")
+
+
+def test_a_quoted_question_has_one_answer_in_the_words_of_the_text(
+    maker: ExampleMaker, library: Library
+) -> None:
+    for seed in range(60):
+        example = build("quotes", maker, library, seed)
+        (context,) = span_texts(maker, example)
+        for answer in scored_texts(maker, example):
+            assert " ".join(answer.removesuffix("<|im_end|>").split()) in " ".join(context.split())
+
+
+@pytest.mark.parametrize("kind", ["qa", "needle", "hops", "quotes"])
+def test_a_share_of_contexts_stands_there_as_plain_text(
+    kind: str, maker: ExampleMaker, library: Library, prompts: PromptEncoder
+) -> None:
+    spans = [
+        build(kind, maker, library, seed, dataclasses.replace(MIXTURE, raw=0.5)).spans
+        for seed in range(40)
+    ]
+    assert 8 <= sum(not some for some in spans) <= 32
+    plain = build(kind, maker, library, 0, dataclasses.replace(MIXTURE, raw=1.0))
+    folded = build(kind, maker, library, 0)
+    shown = prompts.decoder_tokenizer.decode(plain.ids)
+    assert plain.spans == []
+    assert scored_texts(maker, plain)
+    assert shown.count("<|memory_start|>") == 0
+    assert len(folded.spans) == 1
 
 
 def test_needles_never_use_the_words_of_the_test_they_prepare_for(

@@ -14,6 +14,7 @@ from octavo.data.examples import ExampleMaker
 from octavo.data.rows import Row
 from octavo.nn import LCLM
 from octavo.recipe import RunConfig
+from octavo.train.feed import PreparedRows
 from octavo.train.loop import Stage
 from octavo.weights.assembly import add_lora, assemble_parts
 from octavo.weights.layout import Checkpoint
@@ -25,7 +26,7 @@ DECODER = {"steps": 4, "lr": {"adapter": 1e-2, "encoder": 1e-2, "decoder": 1e-2}
 
 UNSHARED = {
     *("time", "seconds", "exported", "decoder_tokens_per_second", "source_tokens_per_second"),
-    *("memory_bytes", "mfu"),
+    *("memory_bytes", "mfu", "waited"),
 }
 """What no two runs of the same recipe share in their logs."""
 
@@ -142,7 +143,8 @@ def one_stage(
     config = recipe(folder, **{"data__row_tokens": 128, **changes})
     checkpoint = assemble(config)
     rows = rows if rows is not None else made_rows(checkpoint, 40)
-    return Stage(name, checkpoint.lclm, rows, config, folder / "stage", log, **extra)  # type: ignore[arg-type]
+    source = PreparedRows(rows, "made")  # type: ignore[arg-type]
+    return Stage(name, checkpoint.lclm, source, config, folder / "stage", log, **extra)
 
 
 def weights_of(lclm: LCLM) -> dict[str, torch.Tensor]:

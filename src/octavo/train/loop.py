@@ -208,11 +208,7 @@ class Stage:
         before_rows = time.perf_counter()
         batches = next(feed)
         waited = time.perf_counter() - before_rows
-        counts = torch.tensor(
-            [[b.num_scored, b.num_positions, b.num_source_tokens, b.num_latents] for b in batches],
-            dtype=torch.float64,
-        ).sum(0)
-        scored, positions, sources, latents = map(int, parallel.sum_over_ranks(counts).tolist())
+        scored, positions, sources, latents = _count(batches)
         loss_and_hits, is_bad_row = self._add_gradients(batches, scored)
         keep_rows(self.parameters, self.model)
         norm = parallel.whole(
@@ -318,6 +314,13 @@ class Stage:
         for parameter in self.named.values():
             self.optimizer.state[parameter]["step"] = torch.tensor(float(self.updates))
         return True
+
+
+def _count(batches: Sequence[MicroBatch]) -> tuple[int, ...]:
+    """Return the scored tokens, positions, source tokens and latents of all ranks' batches."""
+    counts = [[b.num_scored, b.num_positions, b.num_source_tokens, b.num_latents] for b in batches]
+    total = parallel.sum_over_ranks(torch.tensor(counts, dtype=torch.float64).sum(0))
+    return tuple(map(int, total.tolist()))
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -120,7 +120,7 @@ def _stage(run: Run, name: str, before: Path | None, resume: bool, on_step: OnSt
     run.export(stage, before, export)
     run.note(name, "done")
     if parallel.is_main():
-        run.log({"stage": name, "step": steps, "exported": os.fspath(export)})
+        run.log({"stage": name, "step": stage.step, "exported": os.fspath(export)})
     return export
 
 
