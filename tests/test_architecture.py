@@ -50,8 +50,8 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 BUDGETS = {
-    # 640 are the self-check of any decoder, 600 templates that know who wrote what, 55 the blocks of
-    # a step folded at once, which a GPU waits for otherwise.
+    # 640 are the self-check of any decoder, 600 templates that know who wrote what, 55 the blocks
+    # of a step folded at once, which a GPU waits for otherwise.
     "core": 7280,
     "data + train": 4740,  # 230 bring rows from other processes, without which a GPU waits for them
     "cli": 1500,
