@@ -461,10 +461,38 @@ def test_a_chat_keeps_earlier_turns(run: Run, book: Path, fake_model: octavo.Mod
 def test_a_turn_too_long_is_dropped_and_the_chat_goes_on(
     run: Run, fake_model: octavo.Model
 ) -> None:
-    result = run("chat", *FAKE, stdin=b"tide " * 9000 + b"\nWho signed?")
+    result = run("chat", "--quiet", *FAKE, stdin=b"tide " * 9000 + b"\nWho signed?")
     assert result.code == 0
     assert result.err.startswith("error: the prompt takes")
     assert result.out == fake_model.generate("Who signed?").text + "\n"
+
+
+def test_a_chat_says_what_it_is_and_what_may_be_typed(
+    run: Run, book: Path, fake_model: octavo.Model
+) -> None:
+    result = run("chat", "-c", book, *FAKE, stdin=b"/help\nWho?\n/new\nWho?\n")
+    banner, *rest = result.err.splitlines()
+    assert re.fullmatch(
+        r"\S+, about [\d,]+ latents \(\d+x\); /help for help, /quit to leave", banner
+    )
+    assert [line.split()[0] for line in rest[:3]] == ["/help", "/new", "/quit"]
+    answer = fake_model.generate("Who?", context=fake_model.load_context(book)).text
+    assert result.out == f"{answer}\n{answer}\n"  # the second as if it were the first
+    assert run("chat", "-q", "-c", book, *FAKE, stdin=b"Who?\n").err == ""
+
+
+def test_an_answer_says_what_its_model_was_measured_to_get_wrong(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    values = {"ratios": [8], "name": "tiny", "limits": {"4": "blurs \x1b[31mdigits"}}
+    (folder / "octavo.json").write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "a.txt").write_text("The oil is in the cellar.", encoding="utf-8")
+    line = ["generate", "Where?", "-f", tmp_path / "a.txt", "-m", folder, "--max-new-tokens", 2]
+    says = r"tiny at 4x blurs \x1b[31mdigits: see `octavo info tiny`"
+    assert says in run(*line, "-r", 4).err
+    for unsaid in (run(*line, "-r", 8), run(*line, "-r", 4, "-q"), run(*line, "--raw")):
+        assert (unsaid.code, "blurs" in unsaid.err) == (0, False)
+    assert "4x blurs" in run("info", folder).out
 
 
 class InterruptedBatch(KnownBatch):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import octavo
+from octavo import records
 from octavo.data.documents import CONTINUAL, Document
 from octavo.data.sources import (
     Library,
@@ -67,6 +68,22 @@ def test_a_zst_with_a_window_beyond_the_usual_limit_is_read(tmp_path: Path) -> N
     line = json.dumps({"text": "far"}).encode()
     (tmp_path / "a.jsonl.zst").write_bytes(packed.compress(line) + packed.flush())
     assert texts("a.jsonl.zst", tmp_path) == ["far"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.json.zst", "a.txt"])
+def test_a_text_without_an_end_is_refused_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import zstandard
+
+    monkeypatch.setattr(records, "MAX_RECORD_CHARS", 1 << 16)
+    data = b"\n" + json.dumps({"text": "a" * (1 << 22)}).encode()
+    packed = zstandard.ZstdCompressor().compress(data)
+    assert len(packed) < 1000  # a bomb
+    (tmp_path / name).write_bytes(packed if name.endswith("zst") else data)
+    where = ", line 2," if "jsonl" in name else ""
+    with pytest.raises(InputError, match=rf"{name}{where} has more than 65,536 characters"):
+        list(records.read_dataset(tmp_path / name))
 
 
 def test_a_line_separator_inside_a_text_ends_no_record(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ file of our own, `octavo.json`, that other readers ignore. Standard library only
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -139,12 +140,20 @@ class Extension:
     name: str | None = None
     """A short name to show."""
 
+    limits: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What was measured to go wrong at a ratio, in a few words after the model's name."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the key."""
         for ratio in self.ratios:
             _check_whole_number("ratios", ratio, least=1)
         if self.encoder_layers is not None:
             _check_whole_number("encoder_layers", self.encoder_layers, least=1)
+        is_text = isinstance(self.limits, Mapping) and all(
+            isinstance(words, str) for pair in self.limits.items() for words in pair
+        )
+        if not is_text:
+            raise ConfigError(f"limits is {self.limits!r}, expected words by ratio")
         _check_choice("residual", self.residual, ("none", "sum"))
         if self.rotary is not None:
             _check_choice("rotary", self.rotary, get_args(Rotary))

@@ -160,10 +160,15 @@ class Model:
             raise InputError("the text is empty; there is nothing to compress")
         if num_latents > limit:
             more = "more than " if len(head) < len(text) else ""
+            words = len(head.split()) / len(source.ids)
+            rooms = (
+                f"{limit * one:,} tokens (about {int(limit * one * words):,} words) at {one}x"
+                for one in self.ratios
+            )
             raise ContextError(
                 f"the text has {more}{len(source.ids):,} tokens, which at ratio {ratio} makes "
-                f"{more}{num_latents:,} latents, but {limit:,} fit; split the text, or choose a "
-                f"higher ratio ({', '.join(map(str, self.ratios))})"
+                f"{more}{num_latents:,} latents, but {limit:,} fit: {', '.join(rooms)}; split the "
+                "text, or choose a ratio at which it fits"
             )
         return source
 

@@ -4,18 +4,22 @@ Formats: .jsonl and .json (a list, or an object), each also as .zst, .parquet, a
 one record, `{"text": …}`. A record is whatever JSON holds; what it means is for the caller to say.
 """
 
+import contextlib
 import importlib
 import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from octavo.errors import InputError, MissingExtraError, OctavoError
 
 _WINDOW_BYTES = 2**31
 """How far back a .zst may refer: `zstd --long=31` writes such files, and decoders refuse them."""
+MAX_RECORD_CHARS = 1 << 28
+"""Longer lines, and longer .txt and .json files, are refused: no one text comes near, while a line
+without an end, or a small .zst that unpacks to it, would fill the memory."""
 _LATER = "surrogateescape"
 """How bytes that are no UTF-8 are read: as half pairs, refused with the line they stand in."""
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
@@ -30,16 +34,18 @@ def read_dataset(path: Path) -> Iterator[Any]:
     name = path.name.removesuffix(".zst")
     try:
         if path.suffix == ".txt":
-            yield {"text": path.read_text(encoding="utf-8-sig")}
+            with path.open(encoding="utf-8-sig") as file:
+                yield {"text": _bounded(file, str(path))}
         elif name.endswith(".parquet"):
             yield from _parquet_rows(path)
         elif name.endswith(".jsonl"):
             # Not splitlines(): U+2028 inside a text is no end of line.
-            for number, line in enumerate(_open_text(path), 1):
+            for number, line in enumerate(_lines_of(path), 1):
                 if line.strip():
                     yield _json(line, f"{path}, line {number},")
         elif name.endswith(".json"):
-            value = _json("".join(_open_text(path)), str(path))
+            with _open_text(path) as file:
+                value = _json(_bounded(file, str(path)), str(path))
             yield from value if isinstance(value, list) else [value]
         else:
             raise InputError(
@@ -84,11 +90,36 @@ def _json(text: str, where: str) -> Any:
         raise InputError(f"{where} is not JSON ({error}); fix it or remove it") from error
 
 
-def _open_text(path: Path) -> Iterator[str]:
-    """Yield the lines of a plain or compressed file."""
+def _lines_of(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, refusing one that is far too long before it is whole."""
+    with _open_text(path) as file:
+        number = 0
+        while line := file.readline(MAX_RECORD_CHARS + 1):
+            number += 1
+            if len(line) > MAX_RECORD_CHARS:
+                raise _too_long(f"{path}, line {number},")
+            yield line
+
+
+def _bounded(file: TextIO, where: str) -> str:
+    text = file.read(MAX_RECORD_CHARS + 1)
+    if len(text) > MAX_RECORD_CHARS:
+        raise _too_long(where)
+    return text
+
+
+def _too_long(where: str) -> InputError:
+    return InputError(
+        f"{where} has more than {MAX_RECORD_CHARS:,} characters; split it into several records"
+    )
+
+
+@contextlib.contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    """Open a plain or compressed file."""
     if path.suffix != ".zst":
         with path.open(encoding="utf-8-sig", errors=_LATER, newline="\n") as plain:
-            yield from plain
+            yield plain
         return
     try:
         import zstandard
@@ -98,7 +129,7 @@ def _open_text(path: Path) -> Iterator[str]:
         with path.open("rb") as packed:
             decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
             stream = decompressor.stream_reader(packed, read_across_frames=True)
-            yield from io.TextIOWrapper(stream, "utf-8-sig", _LATER, newline="\n")
+            yield io.TextIOWrapper(stream, "utf-8-sig", _LATER, newline="\n")
     except zstandard.ZstdError as error:
         raise OSError(f"not a zstandard file ({error})") from error
 

@@ -23,7 +23,7 @@ from octavo.errors import OctavoError
 VERBS = {
     "compress": "octavo.cli.answer:compress",
     "generate": "octavo.cli.answer:generate",
-    "chat": "octavo.cli.answer:chat",
+    "chat": "octavo.cli.chat:chat",
     "info": "octavo.cli.models:info",
     "pull": "octavo.cli.models:pull",
     "data": "octavo.cli.data:data",

@@ -1,9 +1,7 @@
-"""`octavo compress`, `octavo generate` and `octavo chat`: texts in, contexts and answers out."""
+"""`octavo compress` and `octavo generate`: texts in, contexts and answers out."""
 
 import json
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,14 +28,15 @@ from octavo.cli.options import (
     MaxNewTokens,
     ModelChoice,
     ModelName,
+    Quiet,
     Ratio,
     Revision,
     Seed,
     Temperature,
     bars,
     open_model,
+    say_limits,
 )
-from octavo.errors import InputError, PromptError
 from octavo.progress import Progress
 
 if TYPE_CHECKING:
@@ -129,12 +128,13 @@ def generate(
     dtype: Dtype = None,
     base: Base = None,
     engine: EngineName = "local",
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about contexts and texts.
 
     In the prompt contexts come first, then files, then the question. Neither is needed. The answer
-    goes to stdout as it is made, and its account to stderr.
+    goes to stdout as it is made, and its account to stderr, unless --quiet.
     """
     places, files = context or [], file or []
     check_single_stdin(question, *files)
@@ -146,7 +146,7 @@ def generate(
     )
     with bars() as report:
         loaded = open_model(choice, report, ratio)
-        contexts, seconds = _gather(loaded, places, texts, None if raw else report, ratio)
+        contexts, seconds = gather(loaded, places, texts, None if raw else report, ratio)
     options: dict[str, Any] = {
         "raw": raw, "ratio": ratio, "max_new_tokens": max_new_tokens,
         "temperature": temperature, "seed": seed, "stop": stop,
@@ -166,95 +166,12 @@ def generate(
         return
     if no_stream:
         echo(completion.text, exact=True)
-    echo(_account(completion), err=True)
+    if not quiet:
+        echo(_account(completion), err=True)
+        say_limits(loaded, contexts)
 
 
-def chat(
-    context: Contexts = None,
-    file: Files = None,
-    ratio: Ratio = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 0.0,
-    seed: Seed = None,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
-) -> None:
-    """Talk about contexts and texts, one line a turn.
-
-    Lines come from stdin, so --file cannot be - here. /quit or Ctrl-D ends; Ctrl-C stops an answer.
-    """
-    places, files = context or [], file or []
-    check_single_stdin("-", *files)
-    check_contexts_exist(places)
-    texts = [read_text(one) for one in files]
-    choice = ModelChoice(
-        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-    )
-    with bars() as report:
-        loaded = open_model(choice, report, ratio)
-        contexts, _ = _gather(loaded, places, texts, report, ratio)
-    options: dict[str, Any] = {
-        "ratio": ratio, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed
-    }  # fmt: skip
-    turns: list[dict[str, Any]] = []
-    for line in _lines():
-        turns.append({"role": "user", "content": line})
-        try:
-            answer = _say(loaded, turns, contexts, options)
-        except PromptError as error:
-            echo(f"error: {error}", err=True)
-            answer = ""
-        if answer:
-            turns.append({"role": "assistant", "content": answer})
-        else:
-            turns.pop()
-
-
-def _say(
-    model: "Model", turns: list[dict[str, Any]], contexts: list[Any], options: dict[str, Any]
-) -> str:
-    """Show the answer as it is made, and return what was shown; Ctrl-C ends only the answer."""
-    stream = model.stream(messages=turns, context=contexts, **options)
-    shown = ""
-    try:
-        for piece in stream:
-            echo(piece, nl=False, exact=True)
-            shown += piece
-    except KeyboardInterrupt:
-        stream.close()
-    echo()
-    return shown
-
-
-def _lines() -> Iterator[str]:
-    """Yield what the user says, until /quit or the end of stdin."""
-    is_terminal = sys.stdin.isatty()
-    while True:
-        if is_terminal:
-            try:
-                line = input("> ")
-            except EOFError:
-                echo(err=True)
-                return
-        else:
-            data = sys.stdin.buffer.readline()
-            if not data:
-                return
-            try:
-                line = data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError("stdin is not UTF-8; convert it with iconv first") from error
-        if line.strip() == "/quit":
-            return
-        if line.strip():
-            yield line.strip()
-
-
-def _gather(
+def gather(
     model: "Model", places: list[Path], texts: list[str], report: Progress | None, ratio: int | None
 ) -> tuple[list["CompressedContext | str"], float]:
     """Load contexts and compress texts; without a `report`, texts stay raw. Also the seconds."""

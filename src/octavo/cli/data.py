@@ -31,7 +31,9 @@ def prepare(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE.toml", help="A recipe, or the name of a packaged one.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the rows go.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the rows go.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="section.field=value", help="Overrides a field; repeatable."),

@@ -94,6 +94,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "residual": extension.residual,
         "fingerprint": identify(folder),
         "bytes": {part: _size_of(folder / part) for part in _PARTS},
+        "limits": "; ".join(f"{r}x {words}" for r, words in extension.limits.items()) or None,
         "base": ", ".join(bases) or None,
         "base_is_cached": all(map(_is_in_cache, bases)) if bases else None,
     }

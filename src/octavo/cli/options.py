@@ -70,6 +70,9 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, metavar="T", help="0 always takes the likeliest token.")
 ]
 Seed = Annotated[int | None, typer.Option(metavar="SEED", help="Makes sampling repeatable.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors and progress.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -112,6 +115,14 @@ def open_model(choice: ModelChoice, report: Progress, ratio: int | None = None) 
         base=choice.base,
         progress=report,
     )
+
+
+def say_limits(model: "Model", contexts: Sequence[Any]) -> None:
+    """Say what the model was measured to get wrong at the ratios of these contexts."""
+    for ratio in sorted({one.ratio for one in contexts if not isinstance(one, str)}):
+        if words := model.extension.limits.get(str(ratio)):
+            line = f"{model.name} at {ratio}x {words}: see `octavo info {model.name}`"
+            typer.echo(typer.style(visible(line), dim=True), err=True)
 
 
 def hush_bars() -> None:

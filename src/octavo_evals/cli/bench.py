@@ -77,7 +77,7 @@ def bench(
     seed: Annotated[int, option("SEED", "Draws weights and ids.")] = 0,
     out: Annotated[
         Path | None,
-        option("ROWS.jsonl", "Where rows go; a run goes on where it ended.", "--out", "-o"),
+        option("ROWS.jsonl", "Where rows go; a run goes on where it ended.", "--output", "-o"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

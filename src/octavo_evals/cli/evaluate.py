@@ -35,7 +35,7 @@ def evaluate(
             help="ruler, longbench, squad, ruler/vt, …; an unknown one lists all.",
         ),
     ],
-    out: Annotated[Path, option("DIR", "Where the rows go.", "--out", "-o")],
+    out: Annotated[Path, option("DIR", "Where the rows go.", "--output", "-o")],
     methods: Annotated[
         Texts,
         option(

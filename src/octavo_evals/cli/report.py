@@ -16,7 +16,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
+            "--output",
             "-o",
             metavar="FOLDER",
             help="Where the report goes; by default `report` in the first DIR.",
