@@ -1,4 +1,4 @@
-"""Fold a public-domain chapter into latents, ask three questions, and account for all of it."""
+"""Ask a letter folded at 2x, find passages of a book chapter, and count what folding saves."""
 
 import argparse
 import sys
@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import octavo
+from octavo.ask.index import PassageIndex
+from octavo.ask.passages import cut_passages
 from octavo.errors import OctavoError
+from octavo.text import visible
 
-CHAPTER = Path(__file__).parents[1] / "examples" / "king-solomons-mines-14.txt"
-TITLE = "King Solomon's Mines, chapter XIV (H. Rider Haggard, 1885)"
-QUESTIONS = (
-    "What is this chapter about?",
-    "Who leads the regiment of the Greys?",
-    "What happens to Twala in the end?",
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LETTER = EXAMPLES / "boiler-letter.txt"
+LETTER_QUESTIONS = (
+    "Who will install the boiler?",
+    "When will the boiler be installed?",
+    "What does the new boiler cost?",
+    "How long does the work take?",
 )
-CAN_AND_CANNOT = """\
-What to expect: smol is a 135M-parameter decoder whose compressor was trained on one CPU core in two
-and a half hours. At 4x its latents carry most words of a passage, at 16x some of them (the README
-has what was measured); digits and names often come out wrong, and a decoder of this size answers
-questions about 8,000 tokens poorly even from the raw text: see for yourself with --raw. The same
-commands serve the published 4B checkpoints."""
+CHAPTER = EXAMPLES / "king-solomons-mines-14.txt"
+CHAPTER_TITLE = "King Solomon's Mines, chapter XIV (H. Rider Haggard, 1885)"
+CHAPTER_QUESTIONS = ("Who commands the Greys?", "How does Twala die?")
 
 
 def main() -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--raw", action="store_true", help="answer from the uncompressed text too")
-    parser.add_argument("--ratio", type=int, default=16, help="source tokens per latent")
+    parser.add_argument("--raw", action="store_true", help="answer from the raw letter too")
+    parser.add_argument("--ratio", type=int, default=16, help="at which the chapter is folded")
     parser.add_argument("--model", help="a checkpoint folder or hub id; default: the shipped smol")
     parser.add_argument("--base", type=Path, help="a copy of the base model, without a network")
     options = parser.parse_args()
@@ -44,67 +45,83 @@ def main() -> int:
 
 
 def run(options: Any) -> None:
-    """Load, compress, ask, compare."""
+    """Load the model and show its three sides."""
     warnings.simplefilter("ignore")
     say("Loading the model (fetches 93 MB of base weights on first use) ...")
     model = octavo.load(options.model, base=options.base, progress=progress)
-    text = CHAPTER.read_text(encoding="utf-8")
-    book = model.compress(
-        text, ratio=options.ratio, on_tokens=lambda n, of: progress("compressing", n, of)
-    )
+    answer_letter(model, options.raw)
+    find_passages()
+    compare(model, options.ratio)
+
+
+def answer_letter(model: octavo.Model, raw: bool) -> None:
+    """Ask a short text at the ratio that the model is good at."""
+    text = LETTER.read_text(encoding="utf-8")
+    letter = model.compress(text, ratio=min(model.ratios))
     say(
-        f"\n{TITLE}\n{book.source_tokens:,} tokens -> {len(book):,} latents ({book.ratio}x) "
-        f"in {book.compress_seconds:.1f} s\n"
+        f"\n1. A letter, folded: {letter.source_tokens:,} tokens -> {len(letter):,} latents "
+        f"({letter.ratio}x). The decoder reads these alone.\n"
     )
-    first = None
-    for question in QUESTIONS:
-        answer = ask(model, question, context=book)
-        first = first or answer
-    raw_first = None
-    for question in QUESTIONS if options.raw else QUESTIONS[:1]:
-        say("\nFrom the raw text, with the same decoder:" if raw_first is None else "")
-        answer = ask(model, question, context=text, raw=True)
-        raw_first = raw_first or answer
-    assert first is not None
-    assert raw_first is not None
-    account(model, book, first, raw_first)
-    say("\n" + CAN_AND_CANNOT)
+    for question in LETTER_QUESTIONS:
+        say(f"  > {question}\n    {short_answer(model, question, letter)}")
+        if raw:
+            say(f"    (raw text: {short_answer(model, question, text, raw=True)})")
 
 
-def ask(model: octavo.Model, question: str, **options: Any) -> octavo.Completion:
-    """Stream one answer to the terminal."""
-    say(f"> {question}")
-    stream = model.stream(question, max_new_tokens=48, **options)
-    for piece in stream:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    assert stream.completion is not None
-    timings = stream.completion.timings
-    say(f"\n  [first token after {timings.ttft_seconds:.2f} s]")
-    return stream.completion
+def short_answer(model: octavo.Model, question: str, context: Any, **options: Any) -> str:
+    """Return the first line of an answer."""
+    text = model.generate(question, context=context, max_new_tokens=24, **options).text
+    return visible(text.strip().split("\n")[0])
 
 
-def account(model: Any, book: Any, first: octavo.Completion, raw: octavo.Completion) -> None:
-    """Print what was held and how long it took; only the raw cache is reckoned, by positions."""
-    again = model.generate(QUESTIONS[1], context=book, max_new_tokens=1)
-    once = book.compress_seconds + first.timings.ttft_seconds
-    unfolded = raw.timings.ttft_seconds
-    # The engine keeps the cache of everything up to the last latent; the raw prompt needs as much
-    # for each of its positions.
-    kept = model.engine.kept_bytes
-    of_raw = kept * raw.usage.prompt_tokens / first.usage.prompt_tokens
-    rows = [
-        ("", "latents", "raw text"),
-        ("prompt positions", f"{first.usage.prompt_tokens:,}", f"{raw.usage.prompt_tokens:,}"),
-        ("first answer begins after", f"{once:.2f} s", f"{unfolded:.2f} s"),
+def find_passages() -> None:
+    """Show where a long text speaks of what is asked: what a small model should not guess at."""
+    text = CHAPTER.read_text(encoding="utf-8")
+    passages = cut_passages(text)
+    index = PassageIndex.build(text, passages)
+    say(f"\n2. {CHAPTER_TITLE}: {len(passages)} passages, each with its place.")
+    for question in CHAPTER_QUESTIONS:
+        say(f"\n  > {question}")
+        for hit in index.search(question, 2):
+            words = " ".join(text[hit.passage.start : hit.passage.end].split())
+            place = f"line {hit.passage.line}"
+            say(textwrap.fill(f"{place}: {words}", 96, initial_indent="    ",
+                              subsequent_indent="    "))  # fmt: skip
+
+
+def compare(model: octavo.Model, ratio: int) -> None:
+    """Fold the whole chapter, and print what was held and how long it took beside raw text."""
+    text = CHAPTER.read_text(encoding="utf-8")
+    book = model.compress(text, ratio, on_tokens=lambda n, of: progress("compressing", n, of))
+    say(
+        f"\n3. The same chapter folded at {ratio}x, {book.source_tokens:,} tokens -> {len(book):,} "
+        "latents, beside its raw text: time and memory, with the same decoder."
+    )
+    if words := model.extension.limits.get(str(ratio)):
+        say(f"   ({model.name} at {ratio}x {words}; the published 4B checkpoints read well there.)")
+    rows = [("", "latents", "raw text")]
+    found: list[tuple[int, float, float, int]] = []
+    for context, raw in ((book, False), (text, True)):
+        model.engine.forget()
+        first, again = (
+            model.generate(question, context=context, raw=raw, max_new_tokens=1)
+            for question in CHAPTER_QUESTIONS
+        )
+        once = first.timings.ttft_seconds + (0.0 if raw else book.compress_seconds)
+        positions = first.usage.prompt_tokens
+        found.append((positions, once, again.timings.ttft_seconds, model.engine.kept_bytes))
+    folded, plain = found
+    rows += [
+        ("prompt positions", f"{folded[0]:,}", f"{plain[0]:,}"),
+        ("first answer begins after", f"{folded[1]:.2f} s", f"{plain[1]:.2f} s"),
         ("  of which compressing", f"{book.compress_seconds:.2f} s", "-"),
-        ("next answer begins after", f"{again.timings.ttft_seconds:.2f} s", f"{unfolded:.2f} s"),
-        ("KV cache held", size(kept), size(of_raw)),
+        ("next answer begins after", f"{folded[2]:.2f} s", f"{plain[2]:.2f} s"),
+        ("KV cache kept between them", size(folded[3]), size(plain[3])),
         ("latents themselves", size(book.num_bytes), "-"),
     ]
     say("")
-    for name, latents, of_raw_text in rows:
-        say(f"  {name:<32}{latents:>12}{of_raw_text:>12}")
+    for name, latents, of_raw in rows:
+        say(f"  {name:<32}{latents:>12}{of_raw:>12}")
 
 
 def size(count: float) -> str:
@@ -121,10 +138,8 @@ def progress(what: str, done: int, total: int) -> None:
 
 
 def say(text: str) -> None:
-    """Print wrapped text."""
-    lines = text.split("\n")
-    wrapped = [textwrap.fill(line, 100) if len(line) > 100 else line for line in lines]
-    sys.stdout.write("\n".join(wrapped) + "\n")
+    """Print at once."""
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
