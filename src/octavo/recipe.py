@@ -20,7 +20,10 @@ from octavo.errors import ConfigError, TrainingError
 
 Group = Literal["adapter", "encoder", "decoder", "memory_rows"]
 STAGES = ("adapter", "encoder", "decoder", "sft")
-KINDS = ("reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops", "quotes")
+KINDS = (
+    *("reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops", "quotes"),
+    "everyday",
+)
 """Every kind of example, each made by the builder of its name in `data/builders`."""
 _LEAST = {
     **{"lora.rank": 0, "lora.encoder_rank": 1, "lora.alpha": 1},
@@ -108,7 +111,7 @@ class MixtureSection:
     min_segment_tokens: int = 128
     """Shortest piece of an interleaved document (paper App. C.4: 128)."""
     context_tokens: list[int] = field(default_factory=lambda: [64, 1024])
-    """Spans of needle, hops, qa, pairs and chat examples; longer contexts are cut or left out."""
+    """Spans of all other examples; longer contexts are cut or left out."""
     max_questions: int = 4
     """Questions asked of one context, in turns of one chat."""
     raw: float = 0.0

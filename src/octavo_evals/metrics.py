@@ -41,7 +41,7 @@ def squad_words(text: str) -> list[str]:
 
 def word_f1(answer: str, reference: str) -> float:
     """Return SQuAD's word F1."""
-    return _overlap_f1(squad_words(answer), squad_words(reference))
+    return overlap_f1(squad_words(answer), squad_words(reference))
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -59,10 +59,11 @@ def chinese_f1(answer: str, reference: str) -> float:
         ]
         for text in (answer, reference)
     )
-    return _overlap_f1(said, wanted)
+    return overlap_f1(said, wanted)
 
 
-def _overlap_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+def overlap_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """Return the F1 of two bags of words."""
     shared = (Counter(said) & Counter(wanted)).total()
     if not shared:
         return 0.0

@@ -28,6 +28,7 @@ VERBS = {
     "pull": "octavo.cli.models:pull",
     "data": "octavo.cli.data:data",
     "train": "octavo.cli.training:train",
+    "search": "octavo.cli.search:search",
     "eval": "octavo_evals.cli.evaluate:evaluate",
     "report": "octavo_evals.cli.report:report",
     "bench": "octavo_evals.cli.bench:bench",

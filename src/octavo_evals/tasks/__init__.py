@@ -7,6 +7,7 @@ from octavo.errors import EvaluationError
 from octavo_evals.task import Task
 from octavo_evals.tasks import (
     choices,
+    everyday,
     gsm8k,
     lclm_eval,
     likelihood,
@@ -21,7 +22,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for module in (
         ruler_needles, ruler_words, ruler_documents, longbench, choices, gsm8k, questions,
-        lclm_eval, likelihood,
+        everyday, lclm_eval, likelihood,
     )
     for task in module.TASKS
 }  # fmt: skip

@@ -8,7 +8,17 @@ such as a document that is too short; the caller draws again.
 import random
 from collections.abc import Callable
 
-from octavo.data.builders import chat, hops, interleaved, needle, pairs, qa, quotes, reconstruction
+from octavo.data.builders import (
+    chat,
+    everyday,
+    hops,
+    interleaved,
+    needle,
+    pairs,
+    qa,
+    quotes,
+    reconstruction,
+)
 from octavo.data.documents import MIN_CHARS, Use
 from octavo.data.examples import Example, ExampleMaker
 from octavo.data.sources import Library
@@ -26,11 +36,17 @@ BUILDERS: dict[str, Builder] = {
     "needle": needle.build,
     "hops": hops.build,
     "quotes": quotes.build,
+    "everyday": everyday.build,
 }
 """The builder of each kind, in the order of `octavo.recipe.KINDS`."""
 
-_NEEDS: dict[str, Use] = {"pairs": "pairs", "chat": "chats", "qa": "questions"}
-"""What a kind is made of, where that is not prose."""
+_NEEDS: dict[str, Use | None] = {
+    "pairs": "pairs",
+    "chat": "chats",
+    "qa": "questions",
+    "everyday": None,
+}
+"""What a kind is made of, where that is not prose; None for what is made up."""
 _LOOKS_LIKE: dict[Use, str] = {
     "prose": f"prose of more than {MIN_CHARS} characters",
     "questions": 'a record with a "context", a "question" and its "answers"',
@@ -43,7 +59,7 @@ def check_kinds(mixture: MixtureSection, library: Library) -> None:
     """Raise `TrainingError` for a kind of the mixture that the library has nothing for."""
     for kind in BUILDERS:
         use = _NEEDS.get(kind, "prose")
-        if mixture.weights.get(kind, 0) > 0 and not library.has(use):
+        if use and mixture.weights.get(kind, 0) > 0 and not library.has(use):
             raise TrainingError(
                 f"the mixture asks for {kind}, but none of {len(library)} documents is "
                 f"{_LOOKS_LIKE[use]}; add such a source, or take {kind} out of its weights"
