@@ -69,6 +69,32 @@ def test_a_checkpoint_survives_the_disk(case: str, tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("case", ["A_mean_causal_r4_w16", "I_untied_messages_r8_w32"])
+def test_a_saved_folder_holds_in_its_root_what_a_server_looks_for(
+    case: str, tmp_path: Path
+) -> None:
+    from octavo.nn import LCLMConfig
+    from octavo.weights.layout import write
+
+    source = WIRE / case / "checkpoint"
+    made = octavo.load(source, device="cpu")
+    write(made._checkpoint, tmp_path / "made", dtype=torch.bfloat16)
+    config = LCLMConfig.from_pretrained(tmp_path / "made")
+    assert config.architectures == ["LCLM"]
+    assert config.model_config == made.config.to_dict()
+    assert config.memory_token_ids == made.lclm.config.memory_token_ids
+    assert config.encoder_pad_token_id == made.lclm.config.encoder_pad_token_id
+    assert config.text_config.architectures == ["Qwen3ForCausalLM"]
+    assert config.tie_word_embeddings == config.text_config.tie_word_embeddings
+    assert config.dtype == config.text_config.dtype == torch.bfloat16
+    assert str(WIRE) not in (tmp_path / "made" / "config.json").read_text()
+    root = AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert root.get_vocab() == made.prompts.decoder_tokenizer.get_vocab()
+    assert root.chat_template == made.prompts.decoder_tokenizer.chat_template
+    assert (tmp_path / "made" / "generation_config.json").is_file()
+    assert octavo.load(tmp_path / "made", device="cpu").config == made.config
+
+
 def test_the_tied_output_layer_stays_tied_and_the_untied_one_untied() -> None:
     for case, is_tied in (("A_mean_causal_r4_w16", True), ("I_untied_messages_r8_w32", False)):
         lclm = octavo.load(WIRE / case / "checkpoint", device="cpu").lclm

@@ -160,13 +160,13 @@ def test_the_order_preserving_sum_equals_the_plain_loop() -> None:
 def test_latents_made_in_pieces_equal_those_made_at_once_for_a_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from octavo.nn import adapter, lclm
+    from octavo.nn import adapter, residual
     from octavo.nn.residual import BlockSum
 
     model = build()
     model.residual = BlockSum(model.decoder.config.hidden_size, 4)
     whole = model.encode(spans([37, 5]), 4)
-    monkeypatch.setattr(lclm, "SUMMED_TOKENS", 9)
+    monkeypatch.setattr(residual, "SUMMED_TOKENS", 9)
     monkeypatch.setattr(adapter, "LIFTED_AT_ONCE", 3)
     with torch.no_grad():
         pieces = model.encode(spans([37, 5]), 4)

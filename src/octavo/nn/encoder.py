@@ -155,17 +155,17 @@ class Encoder(nn.Module):
             if on_tokens is not None:
                 on_tokens(sum(map(len, ids)))
         else:
-            joined_KE = self._read_in_batches(windows, ids, on_tokens)
+            joined_KE = self.read_windows(windows, ids, on_tokens)
         counts = [-(-len(span) // ratio) for span, ratio in zip(ids, ratios, strict=True)]
         return list(joined_KE.split(counts))
 
-    def _read_in_batches(
+    def read_windows(
         self,
         windows: Sequence[Window],
         ids: list[Tensor],
-        on_tokens: Callable[[int], None] | None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Return the blocks of all windows, read in passes of bounded size."""
+        """Return the blocks `KE` of all windows, read in passes of bounded size."""
         ends = list(accumulate(window.num_blocks for window in windows))
         first = dict(zip(windows, [0, *ends], strict=False))
         pooled: dict[Window, Tensor] = {}

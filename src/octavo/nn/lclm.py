@@ -40,9 +40,6 @@ from octavo.nn.rotary import round_rotary
 from octavo.nn.score import IGNORED, Scores, score_hidden
 from octavo.nn.splice import splice
 
-SUMMED_TOKENS = 4_096
-"""Token embeddings held at once, at whole blocks: memory then does not grow with the text."""
-
 
 class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
     """A decoder that reads latents, and the encoder and adapter that make them."""
@@ -200,11 +197,12 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             sums_KD = self._block_sums(ids, ratios)
             return list((torch.cat(latents) + sums_KD).split([len(one) for one in latents]))
         for index, its_ratio in enumerate(ratios):
-            blocks = -(-SUMMED_TOKENS // its_ratio)
-            pieces = ids[index].split(blocks * its_ratio)
-            for lifted, piece in zip(latents[index].split(blocks), pieces, strict=True):
-                lifted += self.residual(self.embed_tokens(piece[None])[0], its_ratio)
+            self.residual.add_to(latents[index], ids[index], its_ratio, self._embed_row)
         return list(latents)
+
+    def _embed_row(self, ids_T: Tensor) -> Tensor:
+        embeds_TD: Tensor = self.embed_tokens(ids_T[None])[0]
+        return embeds_TD
 
     def _block_sums(self, ids: Sequence[Tensor], ratios: Sequence[int]) -> Tensor:
         """Return the order-preserving sums of all spans' blocks, without a loop over them."""

@@ -13,8 +13,13 @@ option of ours, which needs encoder and decoder to share a tokenizer; the publis
 express it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+SUMMED_TOKENS = 4_096
+"""Token embeddings held at once, at whole blocks: memory then does not grow with the text."""
 
 SIGN_SCALE = 0.2
 """How far the starting weights of all positions but the first are from one."""
@@ -34,6 +39,18 @@ class BlockSum(nn.Module):
         padded_LD = nn.functional.pad(embeds_LD, (0, 0, 0, missing))
         blocks_KRD = padded_LD.unflatten(0, (-1, ratio))
         return self.sum_blocks(blocks_KRD)
+
+    def add_to(
+        self, latents_KD: Tensor, ids_L: Tensor, ratio: int, embed: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Add the sums of one span to its latents in place, a bounded number of tokens at once.
+
+        `embed` looks up the decoder's embeddings of some ids.
+        """
+        blocks = -(-SUMMED_TOKENS // ratio)
+        pieces = ids_L.split(blocks * ratio)
+        for lifted, piece in zip(latents_KD.split(blocks), pieces, strict=True):
+            lifted += self(embed(piece), ratio)
 
     def sum_blocks(self, blocks_KRD: Tensor) -> Tensor:
         """Return the sum `KD` of blocks whose missing tokens are zeros."""

@@ -5,6 +5,7 @@
     encoder/                     a headless Hugging Face model with its own tokenizer
     adapter/adapter.safetensors  the adapter
     octavo.json                  optional, ours: what the published format has no place for
+    config.json, tokenizer       optional, ours: what a server looks for in the root (whole halves)
 
 `LCLM.save_pretrained`, and so Trainer, writes both halves and the adapter to one model.safetensors
 beside config.json instead; that is read too.
@@ -13,7 +14,9 @@ Either half may instead hold LoRA factors of peft on a base model. Nothing is ev
 what is missing or does not fit is an error, never a random weight.
 """
 
+import copy
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +50,7 @@ from octavo.weights.selfcheck import check_once
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_NAME = "smol"
 PARTS = ("decoder", "encoder", "adapter")
+GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,23 @@ class Checkpoint:
         _write_json(folder / MODEL_CONFIG_FILE, self.lclm.settings.to_dict())
         if values := extension.to_dict():
             _write_json(folder / EXTENSION_FILE, {"format_version": 1, **values})
+
+    def write_root(self, folder: Path, extension: Extension, dtype: torch.dtype | None) -> None:
+        """Write what `vllm serve` looks for: one config of both halves, the decoder's tokenizer."""
+        config = copy.deepcopy(self.lclm.config)
+        config.architectures = [LCLM.__name__]
+        config.extension = extension.to_dict()
+        values = config.to_diff_dict()
+        # vLLM asks the outer config what the decoder does.
+        values["tie_word_embeddings"] = config.text_config.tie_word_embeddings
+        values["dtype"] = str(dtype or self.lclm.dtype).removeprefix("torch.")
+        for half in ("text_config", "encoder_config"):
+            values[half]["dtype"] = values["dtype"]
+            values[half].pop("_name_or_path", None)  # a folder of this machine
+        _write_json(folder / "config.json", values)
+        self.decoder_tokenizer.save_pretrained(folder)
+        if (defaults := folder / "decoder" / GENERATION_FILE).is_file():
+            shutil.copy(defaults, folder)
 
     def prompts(self) -> PromptEncoder:
         """Return the encoder of prompts for this model."""
@@ -188,7 +209,7 @@ def _read(
         # Only now: transformers cannot tie the weights of a model that peft has wrapped.
         lclm.decoder = load.with_lora(lclm.decoder, folder / "decoder", trainable)
         lclm.encoder.body = load.with_lora(lclm.encoder.body, folder / "encoder", trainable)
-        _load_adapter(lclm, folder)
+        load_adapter(lclm, folder)
         lclm.adapter.to(precision)
     lclm.round_rotary(rotary)
     lclm.eval()
@@ -239,6 +260,8 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None
         for part, module in (("decoder", lclm.decoder), ("encoder", lclm.encoder.body)):
             write_half(module, temporary / part, dtype)
         checkpoint.write_texts(temporary, extension)
+        if extension.base is None:
+            checkpoint.write_root(temporary, extension, dtype)
         (temporary / "adapter").mkdir()
         save_file(cast(lclm.adapter.state_dict(), dtype), temporary / "adapter/adapter.safetensors")
         if lclm.residual is not None:
@@ -268,8 +291,11 @@ def _tokenizer(folder: Path, whose: str) -> Any:
     return tokenizer
 
 
-def _load_adapter(lclm: LCLM, folder: Path) -> None:
-    """Fill the adapter from its file, refusing any tensor that is missing, unknown or misshapen."""
+def load_adapter(lclm: Any, folder: Path) -> None:
+    """Fill what is called `adapter`, and `residual` if any, of an LCLM or a part of one.
+
+    Any tensor that is missing, unknown or misshapen is refused.
+    """
     path = folder / "adapter" / "adapter.safetensors"
     _fill(lclm.adapter, path)
     if lclm.residual is not None:
