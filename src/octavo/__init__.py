@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from octavo.loading import assemble, load
     from octavo.model import Model
     from octavo.nn import LCLM, LCLMConfig
+    from octavo.session import Session
     from octavo.train.chats import ChatCollator
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ _HOMES = {
     "octavo.loading": ["assemble", "load"],
     "octavo.model": ["Model"],
     "octavo.nn": ["LCLM", "LCLMConfig"],
+    "octavo.session": ["Session"],
     "octavo.train.chats": ["ChatCollator"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -61,7 +63,7 @@ __all__ = [
     "CHAT", "LCLM", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
     "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
     "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
-    "PromptTooLongError", "RatioError", "Sampling", "Stream", "TemplateError", "Timings",
+    "PromptTooLongError", "RatioError", "Sampling", "Session", "Stream", "TemplateError", "Timings",
     "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 

@@ -279,6 +279,8 @@ class Model:
         trusted: bool = False,
         template: Mapping[str, Any] | None = None,
         on_tokens: Callable[[int, int], None] | None = None,
+        is_turn: bool = False,
+        shows_control: bool = False,
     ) -> Answers:
         """Make the prompts of some questions, compressing what is text yet, and begin to answer."""
         started, compress_seconds = time.perf_counter(), 0.0
@@ -313,12 +315,13 @@ class Model:
         return Answers(
             engine,
             self.prompts,
-            generate.gather(engine, encoded, ratio),
+            generate.gather(engine, encoded, ratio, is_turn=is_turn),
             checked,
             stop=stop,
             ratio=ratio,
             started=started,
             compress_seconds=compress_seconds,
+            shows_control=shows_control,
         )
 
     def _remembered_or_compressed(

@@ -26,6 +26,7 @@ class KnownBatch:
         """Give the answers out token by token."""
         self._answers = [list(answer) for answer in answers]
         self._step = 0
+        self.num_reused = 0
         self.logprobs: list[float | None] = [None] * len(answers)
 
     def __iter__(self) -> Iterator[list[int | None]]:
