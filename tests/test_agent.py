@@ -297,16 +297,43 @@ def test_calls_and_tags_in_a_document_are_only_text(
     assert "\x1b" not in json.dumps(answer.to_dict())
 
 
-def test_rounds_that_are_appended_read_only_what_is_new(model: octavo.Model) -> None:
-    """On the real engine, whose answers are forced to be the script's."""
-    one = Agent(model, BOOK, policy="hybrid", layout="appended", part_tokens=12, budget=400,
-                max_new_tokens=6)  # fmt: skip
+@pytest.mark.parametrize("layout", ["appended", "in place"])
+def test_a_round_reads_only_from_the_first_changed_position_on(
+    model: octavo.Model, monkeypatch: pytest.MonkeyPatch, layout: Any
+) -> None:
+    """On the real engine, whose choices alone are the script's."""
+    stop = model.engine.stop_ids[0]
+    script = iter([model.prompts.text_ids(line) for line in ("EXPAND: 7", "EXPAND: 6", "Oona.")])
+
+    class Scripted:
+        def __init__(self, *_: object) -> None:
+            self._tokens = iter(next(script))
+
+        def __call__(self, logits: object) -> int:
+            return next(self._tokens, stop)
+
+    monkeypatch.setattr("octavo.engine.batch.Chooser", Scripted)
+    read: list[int] = []
+    reader = model.engine._reader  # type: ignore[attr-defined]
+    through = reader.read
+    monkeypatch.setattr(
+        reader,
+        "read",
+        lambda embeds, *a, **k: (read.append(embeds.shape[1]), through(embeds, *a, **k))[1],
+    )
     model.forget()
-    first = one.ask("Who packed the green crate?").rounds[-1]
-    again = one.ask("Who packed the green crate? Say it.").rounds[-1]
+    answer = agent(model, layout=layout).ask("Who packed the black crate?")
+    assert answer.text == "Oona."
+    assert sum(read) == answer.positions
+    first, second, third = answer.rounds
     assert first.cached_tokens == 0
-    assert again.cached_tokens > first.prompt_tokens / 2
-    assert again.prompt_tokens - again.cached_tokens < first.prompt_tokens
+    for before, now in ((first, second), (second, third)):
+        if layout == "appended":
+            # All that was there, and what the model itself said.
+            assert now.cached_tokens == before.prompt_tokens + before.new_tokens
+            assert now.prompt_tokens - now.cached_tokens < 90
+        else:  # parts 1 to 5 stay as they are; the ones behind are read again
+            assert 5 * 9 < now.cached_tokens < before.prompt_tokens - 20
 
 
 def test_contexts_of_several_texts_keep_their_places(scripted: Script) -> None:

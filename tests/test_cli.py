@@ -341,7 +341,7 @@ def test_an_answer_as_json_is_one_object(run: Run, book: Path, text_file: Path) 
     values, anew, plain = (json.loads(one.out) for one in (saved, fresh, raw))
     assert saved.err == ""
     assert values.keys() == {
-        "text", "usage", "timings", "finish_reason", "logprob", "confidence"
+        "text", "usage", "timings", "finish_reason", "logprob", "confidence", "fallback"
     }  # fmt: skip
     assert values["usage"].keys() == USAGE
     assert values["timings"].keys() == TIMINGS

@@ -1,13 +1,17 @@
 """Confidence: curves fitted on known answers, ROC, and what is kept of a measured model."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TEXT
 
 import octavo
 from octavo.confidence import (
+    Curve,
     Measured,
     auc,
     auc_within,
@@ -17,6 +21,7 @@ from octavo.confidence import (
     write_measured,
 )
 from octavo.errors import ConfigError
+from octavo.fallback import find_passages
 
 
 def drawn(count: int, slope: float, intercept: float) -> tuple[list[float], list[bool]]:
@@ -104,3 +109,66 @@ def test_an_answer_comes_with_its_likelihood(model: octavo.Model) -> None:
     tokens = [token for (token,) in model.engine.start([prompt], sampling) if token is not None]
     scores = model.engine.score(prompt, tokens)
     assert answer.logprob == pytest.approx(sum(scores.logprobs) / len(tokens), abs=1e-4)
+
+
+LATENTS_ARE_WORTHLESS = Measured(
+    fingerprint="", curves={
+        "latents": Curve(slope=0.0, intercept=-3.0, num_items=9, auc=0.5),
+        "passages": Curve(slope=0.0, intercept=2.0, num_items=9, auc=0.5),
+        "raw": Curve(slope=0.0, intercept=1.0, num_items=9, auc=0.5),
+    },
+)  # fmt: skip
+
+
+@pytest.fixture
+def measured(model: octavo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> octavo.Model:
+    """A model of which it is known that its answers from latents are wrong."""
+    monkeypatch.setenv("OCTAVO_HOME", str(tmp_path))
+    write_measured(replace(LATENTS_ARE_WORTHLESS, fingerprint=model.fingerprint))
+    return model
+
+
+@pytest.mark.parametrize("how", ["passages", "raw"])
+def test_an_answer_that_is_not_trusted_is_read_anew(measured: octavo.Model, how: Any) -> None:
+    question, held = "Who signed for the lamp oil?", measured.compress(TEXT)
+    plain = measured.generate(question, held, max_new_tokens=6)
+    assert plain.confidence == pytest.approx(1 / (1 + math.exp(3)))
+    again = measured.generate(question, held, max_new_tokens=6, fallback=how)
+    texts = [find_passages(measured.prompts, [TEXT], question)] if how == "passages" else [TEXT]
+    expected = measured.generate(question, texts, raw=True, max_new_tokens=6)
+    assert again.text == expected.text
+    assert again.fallback == how
+    assert again.usage.latents == 0
+    assert again.confidence == pytest.approx(1 / (1 + math.exp(-2 if how == "passages" else -1)))
+    assert again.timings.total_seconds > again.timings.ttft_seconds > plain.timings.ttft_seconds / 9
+    # Two questions at once, and one that is trusted enough.
+    both = measured.generate([question, "Why?"], held, max_new_tokens=6, fallback=how)
+    assert both[0].text == expected.text
+    kept = measured.generate(question, held, max_new_tokens=6, fallback=how, threshold=0.01)
+    assert (kept.text, kept.fallback) == (plain.text, None)
+
+
+def test_a_model_that_was_not_measured_is_not_trusted(
+    model: octavo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCTAVO_HOME", str(tmp_path))
+    answer = model.generate("Who signed?", TEXT, max_new_tokens=4, fallback="raw")
+    assert answer.fallback == "raw"
+    assert answer.confidence is None
+
+
+def test_a_fallback_that_cannot_be_is_refused(model: octavo.Model) -> None:
+    wrong: Any = "guess"
+    with pytest.raises(ConfigError, match="expected passages or raw"):
+        model.generate("Who?", TEXT, fallback=wrong, max_new_tokens=2)
+    with pytest.raises(ConfigError, match="needs a question and a context"):
+        model.generate("Who?", fallback="raw", max_new_tokens=2)
+
+
+def test_found_passages_keep_to_their_budget_and_order(model: octavo.Model) -> None:
+    texts = ["The oil lay in the cellar. " + TEXT * 3, "Nobody signed for the oil."]
+    for budget in (60, 200, 400):
+        found = find_passages(model.prompts, texts, "Who signed for the oil?", budget=budget)
+        assert len(model.prompts.text_ids(found)) <= budget
+    assert found.index("lamp oil") < found.index("Nobody signed for the oil.")
+    assert find_passages(model.prompts, texts, "xyzzy") == ""

@@ -27,7 +27,7 @@ _DICTIONARY_BYTES = 32_768
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stretch:
+class DenseStretch:
     """A part of a text with a density of its own."""
 
     start: int
@@ -38,7 +38,7 @@ class Stretch:
     """Bits a token."""
 
 
-def measure(text: str, prompts: "PromptEncoder", *, tokens: int = STRETCH_TOKENS) -> list[Stretch]:
+def measure(text: str, prompts: "PromptEncoder", *, tokens: int = STRETCH_TOKENS) -> list[DenseStretch]:
     """Cut a text into stretches of so many source tokens and measure each; they cover all of it."""
     offsets = prompts.source(text).offsets
     if not offsets:
@@ -52,7 +52,7 @@ def measure(text: str, prompts: "PromptEncoder", *, tokens: int = STRETCH_TOKENS
         data = text[start:stop].encode("utf-8")
         packer = zlib.compressobj(9, wbits=-15, zdict=before[-_DICTIONARY_BYTES:])
         bits = 8 * len(packer.compress(data) + packer.flush())
-        stretches.append(Stretch(start=start, stop=stop, num_tokens=count, density=bits / count))
+        stretches.append(DenseStretch(start=start, stop=stop, num_tokens=count, density=bits / count))
         before = (before + data)[-_DICTIONARY_BYTES:]
     return stretches
 

@@ -6,7 +6,7 @@ prompts  --engine-->  tokens  --text-->  answers with their accounts
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -21,6 +21,7 @@ from octavo.text import TextStream
 Compress = Callable[[str], CompressedContext]
 """Turns a text into a context at the ratio that was asked for."""
 
+Fallback = Literal["passages", "raw"]
 ContextLike = CompressedContext | str | Sequence[CompressedContext | str] | None
 DEFAULT_NEW_TOKENS = 256
 CHARACTERS_A_TOKEN = 16
@@ -58,6 +59,15 @@ class Options(TypedDict, total=False):
     """Control tokens that the model writes, as those around tool calls, appear in the text."""
 
 
+class FallbackOptions(Options, total=False):
+    """Further keywords of `Model.generate`: a stream cannot take back what it showed."""
+
+    fallback: Fallback | None
+    """What to read instead where an answer is not trusted: passages found, or the raw text."""
+    threshold: float
+    """The confidence below which it is not; where the model was not measured, none is."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """What was read and written, counted exactly."""
@@ -70,7 +80,7 @@ class Usage:
     prompt_tokens: int
     """Positions of the prompt: text tokens, tags and latents."""
     completion_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)
     """Of the prompt's, those whose KV cache was kept from earlier; 0 where several were asked."""
 
 
@@ -97,6 +107,8 @@ class Completion:
     """The mean natural logarithm of the probabilities of the answer's tokens; None for none."""
     confidence: float | None = None
     """How likely the answer is right, as measured for this model (`confidence.py`); None before."""
+    fallback: Fallback | None = None
+    """What was read instead, the first answer not being trusted; the seconds are of both."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -269,9 +281,8 @@ class Answers:
         )
         completions = []
         cached = self._batch.num_reused if len(self._questions) == 1 else 0
-        for question, text, logprobs in zip(
-            self._questions, self._texts, self._logprobs, strict=True
-        ):
+        rows = zip(self._questions, self._texts, self._logprobs, strict=True)
+        for question, text, logprobs in rows:
             is_cut = text.num_tokens >= self._sampling.max_new_tokens and not text.was_stopped
             completions.append(
                 Completion(

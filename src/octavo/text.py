@@ -126,7 +126,7 @@ class TextStream:
     """The text of one answer, growing token by token."""
 
     def __init__(
-        self, tokenizer: Any, stops: Sequence[str] = (), *, shows_control: bool = False
+        self, tokenizer: Any, stops: Sequence[str] = (), shows_control: bool = False
     ) -> None:
         """Decode with `tokenizer`; the first of `stops` to appear ends the text before it.
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from octavo import expand
+import octavo.expand as expand
 from octavo.agent.answer import AgentAnswer, Tool
-from octavo.agent.document import Document
+from octavo.agent.document import FoldedDocument
 from octavo.agent.policies import find_policy
-from octavo.agent.run import Run
+from octavo.agent.run import AgentRun
 from octavo.confidence import THRESHOLD, read_measured
 from octavo.errors import ConfigError, InputError, TemplateError
 from octavo.expand import LAYOUTS, Layout
@@ -66,7 +66,7 @@ class Agent:
         self.max_rounds, self.max_new_tokens = max_rounds, max_new_tokens
         self.fold_after, self.ratio, self.threshold = fold_after, ratio, threshold
         skims = self.policy.name == "model"
-        self.document = Document(
+        self.document = FoldedDocument(
             model,
             list_contexts(contexts),
             part_tokens=part_tokens or (SKIMMED_TOKENS if skims else PASSAGE_TOKENS),
@@ -83,7 +83,7 @@ class Agent:
         """Answer a question; raises `InputError` for one that is empty or exceeds the budget."""
         return self.run(question).answer()
 
-    def run(self, question: str) -> Run:
+    def run(self, question: str) -> AgentRun:
         """Return a question yet to be worked on; `skim` and `answer` do it."""
         if not question.strip():
             raise InputError("the question is empty; say what to answer")
@@ -93,7 +93,7 @@ class Agent:
                 f"the question has {length:,} tokens, more than the budget of {self.budget:,} for "
                 "what may be read; shorten it, or raise the budget"
             )
-        return Run(self, question)
+        return AgentRun(self, question)
 
     @property
     def max_result_chars(self) -> int:
@@ -128,7 +128,7 @@ class Agent:
             "id": "call00000", "type": "function",
             "function": {"name": expand.NAME, "arguments": {"ids": [_PROBE + "2"]}},
         }  # fmt: skip
-        turns = [
+        turns: list[dict[str, Any]] = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "name": expand.NAME, "tool_call_id": "call00000",

@@ -27,7 +27,7 @@ class Part:
     """The decoder's tokens of its text."""
 
 
-class Document:
+class FoldedDocument:
     """Contexts as one row of parts. Texts are compressed when their latents are first shown."""
 
     def __init__(

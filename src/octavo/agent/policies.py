@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from octavo.agent.document import Document
+from octavo.agent.document import FoldedDocument
 from octavo.engine.base import Prompt
 from octavo.errors import ConfigError
 from octavo.model import Model
@@ -34,41 +34,41 @@ class Policy(Protocol):
     name: str
     lets_model_choose: bool
 
-    def rank(self, model: Model, document: Document, question: str) -> Ranking:
+    def rank(self, model: Model, document: FoldedDocument, question: str) -> Ranking:
         """Return parts to expand before the model speaks, the best first; none for none."""
         ...
 
 
-class FreeChoice:
+class ModelPolicy:
     """The model alone decides, as in the paper (arXiv 2606.09659, Appendix D)."""
 
     name = "model"
     lets_model_choose = True
 
-    def rank(self, model: Model, document: Document, question: str) -> Ranking:
+    def rank(self, model: Model, document: FoldedDocument, question: str) -> Ranking:
         """Return nothing."""
         return Ranking(numbers=())
 
 
-class Retrieval:
+class RetrievalPolicy:
     """The index of passages decides: BM25, fused with an embedding where there is one."""
 
     name = "retrieval"
     lets_model_choose = False
 
-    def rank(self, model: Model, document: Document, question: str) -> Ranking:
+    def rank(self, model: Model, document: FoldedDocument, question: str) -> Ranking:
         """Return what the index finds; the beginning where no word of the question stands there."""
         found = document.search(question, len(document.parts))
         return Ranking(numbers=found or range(1, len(document.parts) + 1))
 
 
-class Likelihood:
+class LikelihoodPolicy:
     """The decoder decides: the parts behind whose latents the question is likeliest."""
 
     name = "likelihood"
     lets_model_choose = False
 
-    def rank(self, model: Model, document: Document, question: str) -> Ranking:
+    def rank(self, model: Model, document: FoldedDocument, question: str) -> Ranking:
         """Score every part, in a pass each."""
         prompts, scores, positions = model.prompts, [], 0
         target = prompts.text_ids(question)
@@ -84,7 +84,7 @@ class Likelihood:
         return Ranking(numbers=[number for _, number in sorted(scores)], positions=positions)
 
 
-class Hybrid(Retrieval):
+class HybridPolicy(RetrievalPolicy):
     """The index goes first, and the model may ask for more."""
 
     name = "hybrid"
@@ -92,7 +92,7 @@ class Hybrid(Retrieval):
 
 
 POLICIES: Mapping[str, Policy] = {
-    policy.name: policy for policy in (FreeChoice(), Retrieval(), Likelihood(), Hybrid())
+    policy.name: policy for policy in (ModelPolicy(), RetrievalPolicy(), LikelihoodPolicy(), HybridPolicy())
 }
 
 

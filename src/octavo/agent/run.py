@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo import expand
+import octavo.expand as expand
 from octavo.agent.answer import Action, AgentAnswer, Citation, Finish, Round
 from octavo.agent.calls import Call, Said, check_arguments, read_calls
 from octavo.confidence import Reading
@@ -36,7 +36,7 @@ class _Exchange:
     results: list[str]
 
 
-class Run:
+class AgentRun:
     """The state of one question."""
 
     def __init__(self, agent: "Agent", question: str) -> None:

@@ -40,16 +40,19 @@ class Turns:
     def take(self, prompt: Prompt) -> tuple[GrowingCache, int]:
         """Return a cache of the prompt's beginning and how many positions it holds.
 
-        A conversation that shares less than half of itself with the prompt is another one, and
-        stays as it is.
+        A conversation that shares less than half of itself with the prompt is taken for another
+        one: it is kept, and what is shared is copied.
         """
         # At least one token must be read, to have logits to continue from.
         most = len(prompt.input_ids) - 1
         shared = [min(most, self._common(turn, prompt)) for turn in self._kept]
         best = max(range(len(shared)), key=shared.__getitem__, default=None)
-        if best is None or 2 * shared[best] < len(self._kept[best].ids):
+        if best is None or not shared[best]:
             return GrowingCache(), 0
-        cache = self._kept.pop(best).cache
+        if 2 * shared[best] < len(self._kept[best].ids):
+            cache = self._kept[best].cache.selected([0], 0)
+        else:
+            cache = self._kept.pop(best).cache
         return (cache, shared[best]) if cache.cut(shared[best]) else (GrowingCache(), 0)
 
     def keep(self, prompt: Prompt, answer: Sequence[int], cache: GrowingCache) -> None:
