@@ -38,7 +38,9 @@ class DenseStretch:
     """Bits a token."""
 
 
-def measure(text: str, prompts: "PromptEncoder", *, tokens: int = STRETCH_TOKENS) -> list[DenseStretch]:
+def measure(
+    text: str, prompts: "PromptEncoder", *, tokens: int = STRETCH_TOKENS
+) -> list[DenseStretch]:
     """Cut a text into stretches of so many source tokens and measure each; they cover all of it."""
     offsets = prompts.source(text).offsets
     if not offsets:
@@ -52,7 +54,9 @@ def measure(text: str, prompts: "PromptEncoder", *, tokens: int = STRETCH_TOKENS
         data = text[start:stop].encode("utf-8")
         packer = zlib.compressobj(9, wbits=-15, zdict=before[-_DICTIONARY_BYTES:])
         bits = 8 * len(packer.compress(data) + packer.flush())
-        stretches.append(DenseStretch(start=start, stop=stop, num_tokens=count, density=bits / count))
+        stretches.append(
+            DenseStretch(start=start, stop=stop, num_tokens=count, density=bits / count)
+        )
         before = (before + data)[-_DICTIONARY_BYTES:]
     return stretches
 

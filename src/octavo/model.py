@@ -23,7 +23,15 @@ from octavo.context import CompressedContext, sha256_of
 from octavo.engine.base import Engine, Sampling
 from octavo.errors import ConfigError, ContextError, InputError
 from octavo.fallback import read_anew
-from octavo.generate import CHARACTERS_A_TOKEN, Answers, Completion, ContextLike, FallbackOptions, Options, Stream
+from octavo.generate import (
+    CHARACTERS_A_TOKEN,
+    Answers,
+    Completion,
+    ContextLike,
+    FallbackOptions,
+    Options,
+    Stream,
+)
 from octavo.prompt import Message, PromptEncoder, Source
 
 REMEMBERED_CONTEXTS = 8
@@ -313,10 +321,6 @@ class Model:
         shows_control: bool = False,
     ) -> Answers:
         """Make the prompts of some questions, compressing what is text yet, and begin to answer."""
-        if others:
-            raise ConfigError(
-                f"there is no option {', '.join(others)}; see octavo.generate.Options"
-            )
         started, compress_seconds = time.perf_counter(), 0.0
         engine, ratio = self.engine, generate.served_ratio(self.engine, ratio)
 

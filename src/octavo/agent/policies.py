@@ -92,7 +92,8 @@ class HybridPolicy(RetrievalPolicy):
 
 
 POLICIES: Mapping[str, Policy] = {
-    policy.name: policy for policy in (ModelPolicy(), RetrievalPolicy(), LikelihoodPolicy(), HybridPolicy())
+    policy.name: policy
+    for policy in (ModelPolicy(), RetrievalPolicy(), LikelihoodPolicy(), HybridPolicy())
 }
 
 
