@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.agent import Agent, Tool
     from octavo.config import Extension, ModelConfig
     from octavo.context import CompressedContext
     from octavo.engine.base import CHAT, Engine, Sampling
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "octavo.agent": ["Agent", "Tool"],
     "octavo.generate": ["Completion", "Stream", "Timings", "Usage"],
     "octavo.config": ["Extension", "ModelConfig"],
     "octavo.context": ["CompressedContext"],
@@ -60,11 +62,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CHAT", "LCLM", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
+    "CHAT", "LCLM", "Agent", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
     "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
     "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
-    "PromptTooLongError", "RatioError", "Sampling", "Session", "Stream", "TemplateError", "Timings",
-    "TrainingError", "Usage", "WriteError", "assemble", "load",
+    "PromptTooLongError", "RatioError", "Sampling", "Session", "Stream", "TemplateError",
+    "Timings", "Tool", "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 
 

@@ -2,6 +2,16 @@
 
 from octavo.agent.agent import Agent
 from octavo.agent.answer import AgentAnswer, Citation, Round, Tool
+from octavo.agent.calibrate import KnownItem, calibrate
 from octavo.agent.policies import POLICIES
 
-__all__ = ["POLICIES", "Agent", "AgentAnswer", "Citation", "Round", "Tool"]
+__all__ = [
+    "POLICIES",
+    "Agent",
+    "AgentAnswer",
+    "Citation",
+    "KnownItem",
+    "Round",
+    "Tool",
+    "calibrate",
+]

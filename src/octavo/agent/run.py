@@ -45,6 +45,8 @@ class AgentRun:
         self.expanded: list[int] = []
         """Parts in full, in the order in which they were opened."""
         self.rounds: list[Round] = []
+        self.logprob: float | None = None
+        """Of the answer, once it is there."""
         self._history: list[_Exchange] = []
         self._first: tuple[int, ...] = ()
         self._spent = 0
@@ -97,6 +99,7 @@ class AgentRun:
             completion, text = found
         is_read = bool(self.expanded or any(one.results for one in self._history))
         reading: Reading = "passages" if is_read else "latents"
+        self.logprob = completion.logprob
         confidence = agent.measured.confidence(reading, completion.logprob)
         if not text:
             text, finish, confidence = self._quote(), "quoted", None

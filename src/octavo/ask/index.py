@@ -58,7 +58,10 @@ class PassageIndex:
         numbers = {term: _hash(term) for some in terms for term in some}
         hashes = np.array(sorted(set(numbers.values())), dtype=np.int64)
         rank = {int(number): at for at, number in enumerate(hashes)}
-        arrays = {"terms": hashes, **_postings([[rank[numbers[t]] for t in some] for some in terms])}
+        arrays = {
+            "terms": hashes,
+            **_postings([[rank[numbers[t]] for t in some] for some in terms]),
+        }
         named = list(dict.fromkeys(one.heading for one in passages if one.heading is not None))
         which = {heading: at for at, heading in enumerate(named)}
         rows = [(p.start, p.end, p.line, which.get(p.heading or "", -1)) for p in passages]
@@ -120,9 +123,7 @@ class PassageIndex:
         return self._holders_N[part], self._weights_N[part]
 
 
-def search_all(
-    indexes: Sequence[PassageIndex], question: str, k: int
-) -> list[tuple[int, Hit]]:
+def search_all(indexes: Sequence[PassageIndex], question: str, k: int) -> list[tuple[int, Hit]]:
     """Rank the passages of many texts by one question: which text, and the hit, the best first.
 
     A term weighs what it is worth among all of the texts, not within its own.
@@ -138,7 +139,9 @@ def search_all(
             for holder, weight in zip(holders.tolist(), weights.tolist(), strict=True):
                 scores[holder] = scores.get(holder, 0.0) + factor * weight
     ranked = sorted(
-        (-score, which, passage) for which, some in enumerate(found) for passage, score in some.items()
+        (-score, which, passage)
+        for which, some in enumerate(found)
+        for passage, score in some.items()
     )
     return [
         (which, Hit(passage=indexes[which].passage(passage), score=-score))
