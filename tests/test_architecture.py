@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "agent": {"model", "expand", "ask", "confidence"},
     "loading": {"model", "machine"},
     "recipe": {"config"},
-    "data": {"recipe", "records", "prompt", "files", "weights", "settings"},
+    "data": {"recipe", "records", "prompt", "files", "weights", "settings", "ask", "expand"},
     "train": {"data", "costs", "machine", "weights", "statistics"},
     "cli": {"loading", "train", "session", "agent"},
     "octavo_evals": {"loading", "costs", "records", "cli"},

@@ -50,6 +50,26 @@ TOOL: Mapping[str, Any] = {
 _MAX_CHARS = 4096
 
 
+def folded(parts: Sequence[Mapping[str, Any] | str | None]) -> list[dict[str, Any]]:
+    """Return the content of a turn that shows parts: folded as memory parts, in full as texts.
+
+    A part that is None, too short for a latent, is shown as its number alone.
+    """
+    shown: list[dict[str, Any]] = [{"type": "text", "text": HEADING}]
+    for number, part in enumerate(parts, 1):
+        shown.append({"type": "text", "text": f"\n{label(number)}"})
+        if isinstance(part, str):
+            shown.append({"type": "text", "text": part.strip()})
+        elif part is not None:
+            shown.append(dict(part))
+    return shown
+
+
+def asking(question: str, how: str = HOW) -> str:
+    """Return how a question stands behind the parts."""
+    return f"\n\nQuestion: {question}{how}"
+
+
 def label(number: int) -> str:
     """Return how a part is numbered."""
     return f"[{number}] "

@@ -1,6 +1,6 @@
 """What an agent skims: contexts cut into numbered parts, each with its latents and its place."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from octavo.ask.index import PassageIndex, search_all
 from octavo.ask.passages import Passage, cut_passages
 from octavo.context import CompressedContext
 from octavo.errors import ContextError, InputError
-from octavo.expand import EXPANDED, HEADING, in_full, label
+from octavo.expand import EXPANDED, folded, in_full
 from octavo.model import Model
 
 
@@ -109,14 +109,11 @@ class FoldedDocument:
 
     def folded(self, in_place: Collection[int] = ()) -> list[dict[str, Any]]:
         """Return the content of a turn that shows all parts folded, or some in full in place."""
-        shown: list[dict[str, Any]] = [{"type": "text", "text": HEADING}]
+        shown: list[Mapping[str, Any] | str | None] = []
         for part, latents in zip(self.parts, self.latents, strict=True):
-            shown.append({"type": "text", "text": f"\n{label(part.number)}"})
-            if part.number in in_place:
-                shown.append({"type": "text", "text": part.text.strip()})
-            elif latents is not None:
-                shown.append({"type": "memory", "context": latents})
-        return shown
+            memory = None if latents is None else {"type": "memory", "context": latents}
+            shown.append(part.text if part.number in in_place else memory)
+        return folded(shown)
 
     def raw(self, numbers: Collection[int]) -> str:
         """Return parts as they stand in the texts, in document order, gaps as empty lines."""

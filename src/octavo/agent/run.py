@@ -216,7 +216,7 @@ class AgentRun:
             parts += document.appended(self._first)
         offers = agent.policy.lets_model_choose or bool(agent.tools)
         how = agent.how if offers and not agent.is_native else ""
-        said = f"\n\nQuestion: {self.question}{how}" if offers else f"\n\n{self.question}"
+        said = expand.asking(self.question, how) if offers else f"\n\n{self.question}"
         turns: list[dict[str, Any]] = [
             {"role": "user", "content": [*parts, {"type": "text", "text": said}]}
         ]

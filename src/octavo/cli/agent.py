@@ -1,4 +1,4 @@
-"""`octavo agent`: a question to an agent that skims and expands, or the calibration of its model."""
+"""`octavo agent`: ask an agent that skims and expands, or calibrate its model."""
 
 import json
 from pathlib import Path
@@ -62,8 +62,8 @@ def agent(
         bool,
         typer.Option(
             "--calibrate",
-            help="Measure which policy and layout this model is best at, and how far to trust it, on "
-            'the FILEs of {"context", "question", "answers"} lines, or on made-up facts.',
+            help="Measure which policy and layout this model is best at, and how far to trust it, "
+            'on FILEs of {"context", "question", "answers"} lines, or on made-up facts.',
         ),
     ] = False,
     ratio: Ratio = None,
