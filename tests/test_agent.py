@@ -252,6 +252,19 @@ def test_the_users_tools_stand_beside_expand(scripted: Script) -> None:
         agent(model, tools=[tool, tool])
 
 
+def test_a_tool_beside_retrieval_needs_no_latents(
+    scripted: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = Tool(name="clock", description="Tells the time.", run=lambda: "noon")
+    model, engine = scripted("CALL clock {}", "Tomas, at noon.")
+    monkeypatch.setattr(engine, "encode", lambda *a: pytest.fail("latents were made"))
+    answer = agent(model, "retrieval", "alone", tools=[tool]).ask("Who packed the violet crate?")
+    assert answer.text == "Tomas, at noon."
+    assert answer.finish == "answered"
+    assert FACTS[7] in read(model, engine, 0)
+    assert "noon" in read(model, engine, 1)
+
+
 def test_old_results_become_latents(scripted: Script) -> None:
     said = [f"EXPAND: {n}" for n in range(1, 5)]
     lengths = []

@@ -66,7 +66,8 @@ class AgentRun:
             completion = self._say()
             said = read_calls(completion.text)
             if not said.calls:
-                if said.text and not (agent.layout == "alone" and self.expanded):
+                is_anew = agent.layout == "alone" and agent.policy.lets_model_choose
+                if said.text and not (is_anew and self.expanded):
                     self._add("answer", completion)
                     return completion, said.text
                 self._add("call", completion)
@@ -211,9 +212,12 @@ class AgentRun:
         agent, document = self.agent, self.agent.document
         if is_last and agent.layout == "alone" and (self.expanded or self._history):
             return [{"role": "user", "content": self._alone()}]
-        parts = document.folded(self.expanded if agent.layout == "in place" else ())
-        if self._first and agent.layout != "in place":
-            parts += document.appended(self._first)
+        if agent.layout == "alone" and not agent.policy.lets_model_choose and self.expanded:
+            parts = [{"type": "text", "text": document.raw(self.expanded)}]
+        else:
+            parts = document.folded(self.expanded if agent.layout == "in place" else ())
+            if self._first and agent.layout != "in place":
+                parts += document.appended(self._first)
         offers = agent.policy.lets_model_choose or bool(agent.tools)
         how = agent.how if offers and not agent.is_native else ""
         said = expand.asking(self.question, how) if offers else f"\n\n{self.question}"
