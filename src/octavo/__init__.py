@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PromptError,
         PromptTooLongError,
         RatioError,
+        StoreError,
         TemplateError,
         TrainingError,
     )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from octavo.loading import assemble, load
     from octavo.model import Model
     from octavo.nn import LCLM, LCLMConfig
+    from octavo.store import Store
     from octavo.train.chats import ChatCollator
 
 __version__ = "0.1.0"
@@ -47,12 +49,13 @@ _HOMES = {
     "octavo.errors": [
         "CheckpointError", "ConfigError", "ContextError", "EvaluationError", "InputError",
         "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError",
-        "TemplateError", "TrainingError",
+        "StoreError", "TemplateError", "TrainingError",
     ],
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
     "octavo.model": ["Model"],
     "octavo.nn": ["LCLM", "LCLMConfig"],
+    "octavo.store": ["Store"],
     "octavo.train.chats": ["ChatCollator"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -61,8 +64,8 @@ __all__ = [
     "CHAT", "LCLM", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
     "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
     "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
-    "PromptTooLongError", "RatioError", "Sampling", "Stream", "TemplateError", "Timings",
-    "TrainingError", "Usage", "WriteError", "assemble", "load",
+    "PromptTooLongError", "RatioError", "Sampling", "Store", "StoreError", "Stream",
+    "TemplateError", "Timings", "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 
 
