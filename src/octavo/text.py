@@ -131,8 +131,14 @@ def _begins_with_space(backend: Any) -> list[Any]:
 class TextStream:
     """The text of one answer, growing token by token."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        """Decode with `tokenizer`; the first of `stops` to appear ends the text before it."""
+    def __init__(
+        self, tokenizer: Any, stops: Sequence[str] = (), shows_control: bool = False
+    ) -> None:
+        """Decode with `tokenizer`; the first of `stops` to appear ends the text before it.
+
+        Control tokens are left out of the text unless it `shows_control`.
+        """
+        self._hides_control = not shows_control
         self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
         self._ids: list[int] = []
         self._settled, self._window = 0, 0  # ids before `_settled` are text; `_window` starts anew
@@ -187,7 +193,7 @@ class TextStream:
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=self._hides_control, clean_up_tokenization_spaces=False
         )
         return text
 

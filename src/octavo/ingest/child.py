@@ -1,7 +1,7 @@
 """Extract text in a process of its own, which a hostile file may hang, bloat or crash.
 
-`python -m octavo.ingest.child READER FILE` writes the text to stdout as UTF-8, or one line to
-stderr with what is wrong.
+The child (`readers.py`) writes the text to stdout as UTF-8, or to stderr one line that says what is
+wrong.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ def extract(path: Path, reader: str, *, max_seconds: float = MAX_SECONDS) -> str
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise InputError(
-                f"{path} was not read within {max_seconds:.0f} s; it may be damaged or made to hang "
-                "readers; convert it to text first"
+                f"{path} was not read within {max_seconds:.0f} s; it may be damaged, or made to "
+                "hang readers; convert it to text first"
             ) from None
         err.seek(0)
         lines = err.read(4096).decode("utf-8", "replace").strip().splitlines()

@@ -22,17 +22,17 @@ EXTRACTED = {".pdf": "pdf", ".html": "html", ".htm": "html", ".xhtml": "html", "
 """Suffixes of what is not text itself, by who reads them."""
 MARKDOWN = frozenset({".md", ".markdown", ".mdx"})
 CODE = frozenset(
-    ".py .pyi .pyx .js .mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .groovy .c .h .cc .cpp .cxx .hh "
-    ".hpp .cu .cuh .cs .fs .go .rs .rb .php .pl .pm .lua .r .jl .swift .m .mm .dart .ex .exs .erl "
-    ".hs .ml .mli .clj .lisp .el .sh .bash .zsh .fish .ps1 .sql .vim .zig .nim .v .sv .vhd .tf "
-    ".proto .css .scss .less .vue .svelte .toml .ini .cfg .conf .yaml .yml .json .jsonl .xml .tex "
-    ".cmake .mk .gradle".split()
+    ".py .pyi .pyx .js .mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .groovy .c .h .cc "
+    ".cpp .cxx .hh .hpp .cu .cuh .cs .fs .go .rs .rb .php .pl .pm .lua .r .jl .swift .m "
+    ".mm .dart .ex .exs .erl .hs .ml .mli .clj .lisp .el .sh .bash .zsh .fish .ps .sql "
+    ".vim .zig .nim .v .sv .vhd .tf .proto .css .scss .less .vue .svelte .toml .ini .cfg "
+    ".conf .yaml .yml .json .jsonl .xml .tex .cmake .mk .gradle".split()
 )
 PROSE = frozenset({".txt", ".text", ".rst", ".adoc", ".org", ".log", ".csv", ".tsv", ".srt", ""})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
+class DocumentText:
     """A text and what it is."""
 
     text: str
@@ -41,7 +41,7 @@ class Document:
     """The file it was read from; empty for a stream."""
 
 
-def read_document(path: str | Path) -> Document:
+def read_document(path: str | Path) -> DocumentText:
     """Read one file as text, by its suffix.
 
     PDF, HTML and docx are read by a child process with limits on time and memory. Raises
@@ -55,7 +55,7 @@ def read_document(path: str | Path) -> Document:
         if not path.is_file():
             raise InputError(f"no file {path}; check the path")
         text = extract(path, EXTRACTED[suffix])
-        return Document(text=text, kind="prose", source=str(path))
+        return DocumentText(text=text, kind="prose", source=str(path))
     try:
         with path.open("rb") as file:
             text = _decode(_read(file, str(path)), str(path))
@@ -66,12 +66,12 @@ def read_document(path: str | Path) -> Document:
             raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}; check its name and rights") from error
-    return Document(text=text, kind=kind_of(path), source=str(path))
+    return DocumentText(text=text, kind=kind_of(path), source=str(path))
 
 
-def read_stream(file: IO[bytes], name: str, kind: Kind = "prose") -> Document:
+def read_stream(file: IO[bytes], name: str, kind: Kind = "prose") -> DocumentText:
     """Read a stream such as stdin as text."""
-    return Document(text=_decode(_read(file, name), name), kind=kind, source="")
+    return DocumentText(text=_decode(_read(file, name), name), kind=kind, source="")
 
 
 def kind_of(path: Path) -> Kind:
@@ -106,9 +106,9 @@ def _decode(data: bytes, name: str) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name} is not {encoding.upper()} (byte 0x{data[len(mark) + error.start]:02x} at offset "
-            f"{len(mark) + error.start}); convert it first, for example: iconv -f ISO-8859-1 -t "
-            "UTF-8 FILE"
+            f"{name} is not {encoding.upper()} (byte 0x{data[len(mark) + error.start]:02x} at "
+            f"offset {len(mark) + error.start}); convert it first, for example: iconv -f "
+            "ISO-8859-1 -t UTF-8 FILE"
         ) from error
     if "\0" in text:
         raise InputError(f"{name} looks binary (it holds a NUL character); give a text")

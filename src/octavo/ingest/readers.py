@@ -57,7 +57,7 @@ def read_html(path: str) -> str:
         _, text, _ = trafilatura.baseline(data)
     if not text:
         raise Refusal("holds no text in its markup; save it as text")
-    return text
+    return str(text)
 
 
 def read_docx(path: str) -> str:
@@ -87,14 +87,14 @@ READERS: dict[str, Callable[[str], str]] = {"pdf": read_pdf, "html": read_html, 
 
 def main(reader: str, path: str) -> int:
     """Read one file within limits."""
-    for what, limit in (
+    for kind, limit in (
         (resource.RLIMIT_AS, _MEMORY_BYTES),
         (resource.RLIMIT_CPU, _CPU_SECONDS),
         (resource.RLIMIT_FSIZE, _FILE_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
         try:
-            resource.setrlimit(what, (limit, limit))
+            resource.setrlimit(kind, (limit, limit))
         except (OSError, ValueError):  # macOS has no limit on addresses
             continue
     try:

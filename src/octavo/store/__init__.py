@@ -1,6 +1,6 @@
 """A store of contexts on disk: every text is folded once, and found again by name or by content."""
 
-from octavo.store.entry import Entry
-from octavo.store.store import Store, octavo_home
+from octavo.store.entry import StoreEntry
+from octavo.store.store import Store
 
-__all__ = ["Entry", "Store", "octavo_home"]
+__all__ = ["StoreEntry", "Store"]

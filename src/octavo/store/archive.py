@@ -1,4 +1,4 @@
-"""Entries in one file: an uncompressed zip of their folders, checked in full before it is taken in."""
+"""Entries in one file: an uncompressed zip of their folders, checked in full before use."""
 
 import shutil
 import zipfile
@@ -12,7 +12,7 @@ from octavo.store.entry import (
     ENTRY_FILE,
     INDEX_FILE,
     TEXT_FILE,
-    Entry,
+    StoreEntry,
     digest_of_file,
     is_id,
     read_entry,
@@ -21,7 +21,7 @@ from octavo.store.entry import (
 _MAX_ABOUT_BYTES = 16 << 20
 
 
-def pack(entries: Sequence[tuple[Entry, Path]], path: Path) -> None:
+def pack(entries: Sequence[tuple[StoreEntry, Path]], path: Path) -> None:
     """Write entries and their folders into one file, whole or not at all."""
 
     def write(place: Path) -> None:
@@ -34,7 +34,7 @@ def pack(entries: Sequence[tuple[Entry, Path]], path: Path) -> None:
 
 
 @contextmanager
-def unpack(path: Path, beside: Path) -> Iterator[list[tuple[Entry, Path]]]:
+def unpack(path: Path, beside: Path) -> Iterator[list[tuple[StoreEntry, Path]]]:
     """Yield the entries of a file with the folders they were unpacked to, which then vanish.
 
     Raises `StoreError` for a file that is damaged, or holds anything but whole entries.
@@ -43,7 +43,7 @@ def unpack(path: Path, beside: Path) -> Iterator[list[tuple[Entry, Path]]]:
         yield _unpack(path, place)
 
 
-def _unpack(path: Path, place: Path) -> list[tuple[Entry, Path]]:
+def _unpack(path: Path, place: Path) -> list[tuple[StoreEntry, Path]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():

@@ -12,7 +12,7 @@ from typing import Any
 
 from octavo.errors import StoreError
 from octavo.files import WriteError
-from octavo.store.entry import Entry, entry_of
+from octavo.store.entry import StoreEntry, entry_of
 
 FILE = "catalogue.sqlite"
 _WAIT_SECONDS = 60.0
@@ -50,8 +50,8 @@ class Catalogue:
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode != "wal":
                 raise StoreError(
-                    f"the file system of {self._path} cannot share a table among processes (it offers "
-                    f"{mode}, not WAL); choose a local folder (OCTAVO_HOME)"
+                    f"the file system of {self._path} cannot share a table among processes (it "
+                    f"offers {mode}, not WAL); choose a local folder (OCTAVO_HOME)"
                 )
             connection.executescript(_SCHEMA)
 
@@ -82,7 +82,7 @@ class Catalogue:
                 f"cannot write {self._path}: {error}; free some space, or try again"
             ) from error
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: StoreEntry) -> None:
         """Add a row, or replace what it says."""
         with self._change() as connection:
             connection.execute(
@@ -115,7 +115,7 @@ class Catalogue:
         with self._change() as connection:
             connection.execute("DELETE FROM entries WHERE id = ?", (identity,))
 
-    def find(self, key: str) -> list[Entry]:
+    def find(self, key: str) -> list[StoreEntry]:
         """Return the entry of a name or an id, or those whose ids begin so."""
         by_name = self._select("JOIN names k ON k.id = e.id WHERE k.name = ?", (key,))
         by_name = by_name or self._select("WHERE e.id = ?", (key,))
@@ -123,11 +123,11 @@ class Catalogue:
             return by_name
         return self._select("WHERE e.id >= ? AND e.id < ?", (key, key + "g"))
 
-    def find_id(self, identity: str) -> Entry | None:
+    def find_id(self, identity: str) -> StoreEntry | None:
         """Return the entry of an id, if it is listed."""
         return next(iter(self._select("WHERE e.id = ?", (identity,))), None)
 
-    def all(self) -> list[Entry]:
+    def all(self) -> list[StoreEntry]:
         """Return every entry, the newest first."""
         return self._select("ORDER BY e.created DESC, e.id", ())
 
@@ -160,7 +160,7 @@ class Catalogue:
                 "entries themselves"
             ) from error
 
-    def remake(self, entries: Iterable[Entry]) -> None:
+    def remake(self, entries: Iterable[StoreEntry]) -> None:
         """Make the table anew; the caller holds the store's lock alone."""
         for left in self._path.parent.glob(f"{FILE}*"):
             left.unlink()
@@ -168,7 +168,7 @@ class Catalogue:
         for entry in sorted(entries, key=lambda one: one.created):
             self.put(entry)
 
-    def _select(self, condition: str, values: tuple[str, ...]) -> list[Entry]:
+    def _select(self, condition: str, values: tuple[str, ...]) -> list[StoreEntry]:
         rows = self._fetch(_ROWS + condition, values)
         return [
             entry_of(

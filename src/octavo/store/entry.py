@@ -22,7 +22,7 @@ _ID_LENGTH = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class StoreEntry:
     """One text in a store, folded by one compressor at one ratio, or only indexed."""
 
     id: str
@@ -91,12 +91,12 @@ def part_file(number: int) -> str:
     return f"{number}.safetensors"
 
 
-def describe(entry: Entry) -> str:
+def describe(entry: StoreEntry) -> str:
     """Return what `entry.json` holds."""
     return json.dumps({"format_version": FORMAT_VERSION, **entry.to_dict()}, indent=1)
 
 
-def read_entry(folder: Path) -> Entry:
+def read_entry(folder: Path) -> StoreEntry:
     """Read what a folder holds; raises `StoreError` for a damaged description."""
     try:
         about = json.loads((folder / ENTRY_FILE).read_text(encoding="utf-8"))
@@ -114,14 +114,15 @@ def read_entry(folder: Path) -> Entry:
     return entry
 
 
-def entry_of(values: dict[str, Any]) -> Entry:
+def entry_of(values: dict[str, Any]) -> StoreEntry:
     """Build an entry of plain values; raises `StoreError` for what cannot be right."""
     values = {**values, "names": tuple(values["names"]), "tags": tuple(values["tags"])}
-    entry = Entry(**values)
-    kinds = {one.name: one.type for one in fields(Entry)}
+    entry = StoreEntry(**values)
+    wanted_kinds: dict[Any, Any] = {str: str, int: int, float: (int, float)}
+    kinds = {one.name: one.type for one in fields(StoreEntry)}
     for name, kind in kinds.items():
         value = getattr(entry, name)
-        wanted: Any = {str: str, int: int, float: (int, float)}.get(kind, (dict, tuple))
+        wanted = wanted_kinds.get(kind, (dict, tuple))
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise StoreError(f"the {name} of an entry is {value!r:.80}")
     if entry.id != id_of(entry.fingerprint, entry.ratio, entry.text_sha256):

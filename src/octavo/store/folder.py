@@ -12,7 +12,7 @@ from octavo.store.entry import (
     ENTRY_FILE,
     INDEX_FILE,
     TEXT_FILE,
-    Entry,
+    StoreEntry,
     describe,
     digest_of_file,
     id_of,
@@ -41,7 +41,7 @@ def write_folder(
     names: tuple[str, ...],
     tags: tuple[str, ...],
     on_tokens: Callable[[int, int], None] | None,
-) -> Entry:
+) -> StoreEntry:
     """Fold a text into a folder and return what it is."""
     passages = cut_passages(text, kind=kind)
     tokens = latents = parts = 0
@@ -60,7 +60,7 @@ def write_folder(
     files = sorted(one for one in folder.iterdir() if one.is_file())
     digest, fingerprint = sha256_of(text), model.fingerprint if model is not None else ""
     now = time.time()
-    entry = Entry(
+    entry = StoreEntry(
         id=id_of(fingerprint, ratio, digest), text_sha256=digest, fingerprint=fingerprint,
         model=model.name if model is not None else "", ratio=ratio, kind=kind,
         characters=len(text), passages=len(passages), source_tokens=tokens, latents=latents,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from octavo.context import CompressedContext
 from octavo.errors import ContextError
 from octavo.files import write_file
-from octavo.store.entry import Entry, part_file
+from octavo.store.entry import StoreEntry, part_file
 
 FORMAT = "octavo-context-int8"
 _DTYPES = {str(one): one for one in (torch.float32, torch.bfloat16, torch.float16)}
@@ -75,7 +75,7 @@ def load_part(path: Path, precision: str, digest: str) -> CompressedContext:
     )
 
 
-def load_parts(folder: Path, entry: Entry, text: str | None) -> list[CompressedContext]:
+def load_parts(folder: Path, entry: StoreEntry, text: str | None) -> list[CompressedContext]:
     """Read all parts of an entry, each with its piece of the text."""
     contexts, start = [], 0
     for number in range(entry.parts):

@@ -25,12 +25,20 @@ from octavo.ask.index import PassageIndex
 from octavo.ask.passages import Kind, cut_passages
 from octavo.errors import ContextError, StoreError
 from octavo.files import new_folder, remove_folder, replace_folder, write_text
-from octavo.ingest import Document, read_document
+from octavo.home import check_local, home, make_private
+from octavo.ingest import DocumentText, read_document
 from octavo.store.archive import pack, unpack
 from octavo.store.catalogue import Catalogue
-from octavo.store.entry import ENTRY_FILE, INDEX_FILE, TEXT_FILE, Entry, describe, id_of, read_entry
+from octavo.store.entry import (
+    ENTRY_FILE,
+    INDEX_FILE,
+    TEXT_FILE,
+    StoreEntry,
+    describe,
+    id_of,
+    read_entry,
+)
 from octavo.store.folder import check_label, write_folder
-from octavo.store.home import check_local, make_private, octavo_home
 from octavo.store.locks import locked, stripe_of
 from octavo.store.upkeep import Swept, Verdict, holds_something_else, sweep, verify
 from octavo.text import sha256_of
@@ -41,7 +49,7 @@ if TYPE_CHECKING:
 
     Contexts = list[CompressedContext]
 
-Entries = list[Entry]  # the class has a `list` of its own
+Entries = list[StoreEntry]  # the class has a `list` of its own
 _ABOUT, _LOCK = "store.json", "store.lock"
 _FORMAT = "octavo-store"
 _VERSION = 1
@@ -57,7 +65,7 @@ class Store:
 
         Raises `StoreError` for a folder that holds something else or lies on a network.
         """
-        self.folder = Path(folder).expanduser() if folder is not None else octavo_home() / "store"
+        self.folder = Path(folder).expanduser() if folder is not None else home() / "store"
         if not (self.folder / _ABOUT).is_file():
             self._make()
         self._catalogue = Catalogue(self.folder)
@@ -106,7 +114,7 @@ class Store:
 
     def add(
         self,
-        text: str | Path | Document,
+        text: str | Path | DocumentText,
         *,
         model: "Model | None",
         ratio: int | None = None,
@@ -117,7 +125,7 @@ class Store:
         keep_text: bool = True,
         precision: Literal["full", "int8"] = "full",
         on_tokens: Callable[[int, int], None] | None = None,
-    ) -> Entry:
+    ) -> StoreEntry:
         """Fold a text and keep it, or find it here already; the same text is never folded twice.
 
         A `Path` is read as a document. Without a `model` the text is indexed only. A text longer
@@ -127,8 +135,8 @@ class Store:
         """
         if isinstance(text, Path):
             text = read_document(text)
-        if isinstance(text, Document):
-            text, kind, source = text.text, kind or text.kind, source or text.source
+        if isinstance(text, DocumentText):
+            kind, source, text = kind or text.kind, source or text.source, text.text
         names = (check_label(name, "name"),) if name is not None else ()
         labels = tuple(check_label(tag, "tag") for tag in tags)
         if not isinstance(text, str) or not text.strip():
@@ -152,7 +160,7 @@ class Store:
         self._evict(besides=identity)
         return self.entry(identity)
 
-    def _known(self, identity: str) -> Entry | None:
+    def _known(self, identity: str) -> StoreEntry | None:
         """Return an entry whose folder is here, listing it where a kill kept it from being so."""
         place = self._place(identity)
         found = self._catalogue.find_id(identity)
@@ -163,13 +171,13 @@ class Store:
             self._catalogue.put(found)
         return found
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: StoreEntry) -> None:
         """Write names and tags into the folder too, from which the table can be made again."""
         write_text(self._place(entry.id) / ENTRY_FILE, describe(entry))
 
     # -- out -------------------------------------------------------------------------------------
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> StoreEntry:
         """Return the entry of a name, an id or the beginning of one; raises `StoreError`."""
         found = self._catalogue.find(key)
         found = [one for one in found if self._place(one.id).is_dir()]
@@ -196,8 +204,8 @@ class Store:
         contexts = self.contexts(key)
         if len(contexts) != 1:
             raise ContextError(
-                f"{key} is in {len(contexts)} parts, as it is longer than the decoder; take them one "
-                "by one with Store.contexts"
+                f"{key} is in {len(contexts)} parts, as it is longer than the decoder; take them "
+                "one by one with Store.contexts"
             )
         return contexts[0]
 
@@ -240,7 +248,7 @@ class Store:
         return self.index_of(self.text(entry.id), kind)
 
     def index_of(self, text: str, kind: Kind) -> PassageIndex:
-        """Return the index of a text that need not be in the store; it is kept for the next time."""
+        """Return the index of a text that need not be here; it is kept for the next time."""
         place = self.folder / "indexes" / f"{sha256_of(text)}-{kind}.safetensors"
         try:
             index = PassageIndex.load(place)
@@ -250,7 +258,7 @@ class Store:
             index.save(place)
         return index
 
-    def _use(self, key: str) -> Entry:
+    def _use(self, key: str) -> StoreEntry:
         """Return an entry and note that it is read."""
         entry = self.entry(key)
         if time.time() - entry.used > _USED_SECONDS:
@@ -259,7 +267,7 @@ class Store:
 
     # -- upkeep ----------------------------------------------------------------------------------
 
-    def remove(self, key: str) -> Entry:
+    def remove(self, key: str) -> StoreEntry:
         """Remove an entry; returns what it was."""
         entry = self.entry(key)
         self._remove(entry.id)
@@ -307,7 +315,7 @@ class Store:
         return entries
 
     def import_(self, path: str | Path) -> Entries:
-        """Read entries that `export` wrote; each is checked, and none is taken from a damaged file."""
+        """Read entries that `export` wrote, all of them or, from a damaged file, none."""
         names = []
         with unpack(Path(path), self.folder) as found:
             for entry, unpacked in found:

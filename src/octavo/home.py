@@ -8,12 +8,9 @@ from octavo.errors import StoreError
 _NETWORKS = frozenset("nfs nfs4 cifs smb3 smbfs 9p afs fuse.sshfs fuse.s3fs ceph glusterfs".split())
 
 
-def octavo_home() -> Path:
-    """Return `$OCTAVO_HOME`, else `$XDG_DATA_HOME/octavo`, else `~/.local/share/octavo`."""
-    if chosen := os.environ.get("OCTAVO_HOME"):
-        return Path(chosen).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data).expanduser() / "octavo"
+def home() -> Path:
+    """Return `$OCTAVO_HOME`, or else `~/.octavo`: where what users give octavo is kept."""
+    return Path(os.environ.get("OCTAVO_HOME") or Path.home() / ".octavo").expanduser()
 
 
 def make_private(folder: Path) -> None:
