@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PromptError,
         PromptTooLongError,
         RatioError,
+        StoreError,
         TemplateError,
         TrainingError,
     )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from octavo.model import Model
     from octavo.nn import LCLM, LCLMConfig
     from octavo.session import Session
+    from octavo.store import Store
     from octavo.train.chats import ChatCollator
 
 __version__ = "0.1.0"
@@ -50,13 +52,14 @@ _HOMES = {
     "octavo.errors": [
         "CheckpointError", "ConfigError", "ContextError", "EvaluationError", "InputError",
         "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError",
-        "TemplateError", "TrainingError",
+        "StoreError", "TemplateError", "TrainingError",
     ],
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
     "octavo.model": ["Model"],
     "octavo.nn": ["LCLM", "LCLMConfig"],
     "octavo.session": ["Session"],
+    "octavo.store": ["Store"],
     "octavo.train.chats": ["ChatCollator"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -65,8 +68,8 @@ __all__ = [
     "CHAT", "LCLM", "Agent", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
     "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
     "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
-    "PromptTooLongError", "RatioError", "Sampling", "Session", "Stream", "TemplateError",
-    "Timings", "Tool", "TrainingError", "Usage", "WriteError", "assemble", "load",
+    "PromptTooLongError", "RatioError", "Sampling", "Session", "Store", "StoreError", "Stream",
+    "TemplateError", "Timings", "Tool", "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 
 

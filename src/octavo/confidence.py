@@ -10,7 +10,6 @@ What was measured of a model is kept in one small file, found by the fingerprint
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from octavo.errors import ConfigError
 from octavo.files import write_text
+from octavo.home import home, make_private
 
 Reading = Literal["latents", "passages", "raw"]
 READINGS: tuple[Reading, ...] = ("latents", "passages", "raw")
@@ -129,11 +129,6 @@ def auc_within(groups: Iterable[tuple[Sequence[float], Sequence[bool]]]) -> floa
     return won / pairs if pairs else None
 
 
-def home() -> Path:
-    """Return `$OCTAVO_HOME`, or else `~/.octavo`: where what octavo learns on a machine is kept."""
-    return Path(os.environ.get("OCTAVO_HOME") or Path.home() / ".octavo").expanduser()
-
-
 def read_measured(fingerprint: str) -> Measured:
     """Return what was measured of a model: on this machine, or by us; nothing where it was not.
 
@@ -157,7 +152,8 @@ def read_measured(fingerprint: str) -> Measured:
 def write_measured(measured: Measured) -> Path:
     """Keep what was measured for `read_measured`, and return where."""
     folder = home() / "measured"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(home())
+    make_private(folder)
     path = folder / f"{measured.fingerprint}.json"
     write_text(path, json.dumps({"format_version": FORMAT_VERSION, **asdict(measured)}, indent=1))
     return path

@@ -19,7 +19,7 @@ import torch
 import octavo.generate as generate
 from octavo.confidence import THRESHOLD, Reading, read_measured
 from octavo.config import Extension, ModelConfig, resolve_ratio
-from octavo.context import CompressedContext, sha256_of
+from octavo.context import CompressedContext
 from octavo.engine.base import Engine, Sampling
 from octavo.errors import ConfigError, ContextError, InputError
 from octavo.fallback import read_anew
@@ -33,6 +33,7 @@ from octavo.generate import (
     Stream,
 )
 from octavo.prompt import Message, PromptEncoder, Source
+from octavo.text import sha256_of
 
 REMEMBERED_CONTEXTS = 8
 """Contexts made on the way to an answer that are found again when the same text is asked about."""

@@ -5,6 +5,7 @@ half a character or half a stop string.
 """
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -17,6 +18,11 @@ _ACTING = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
     "|\r(?!\n)"
 )
+
+
+def sha256_of(text: str) -> str:
+    """Return the hex sha256 of a text as UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def control_tokens(tokenizer: Any) -> dict[str, tuple[int, Any]]:

@@ -112,6 +112,8 @@ class PassageIndex:
         wanted = {"format": FORMAT, "version": FORMAT_VERSION, "terms": TERMS_VERSION}
         if about != wanted or {name: one.dtype for name, one in arrays.items()} != _ARRAYS:
             raise ContextError(f"{path} is an index of another version; make it anew")
+        if not _is_sound(arrays):
+            raise ContextError(f"{path} is damaged; make it anew")
         return cls(arrays)
 
     def postings(self, term: int) -> tuple[Any, Any]:
@@ -147,6 +149,33 @@ def search_all(indexes: Sequence[PassageIndex], question: str, k: int) -> list[t
         (which, Hit(passage=indexes[which].passage(passage), score=-score))
         for score, which, passage in ranked[: max(0, k)]
     ]
+
+
+def _is_sound(arrays: dict[str, Any]) -> bool:
+    """Whether every place that an array names is there, whoever wrote the file."""
+    terms, starts, holders, places = (arrays[n] for n in ("terms", "starts", "holders", "places"))
+    if not terms.ndim == starts.ndim == holders.ndim == arrays["weights"].ndim == 1:
+        return False
+    if places.ndim != 2 or places.shape[1] != 4 or len(starts) != len(terms) + 1:
+        return False
+    try:
+        names = json.loads(arrays["headings"].tobytes())
+    except ValueError:
+        return False
+    bounds = places[:, :2].reshape(-1)
+    return bool(
+        starts[0] == 0
+        and starts[-1] == len(holders) == len(arrays["weights"])
+        and (np.diff(starts) >= 0).all()
+        and (np.diff(terms) > 0).all()
+        and (not len(holders) or (holders.min() >= 0 and holders.max() < len(places)))
+        and np.isfinite(arrays["weights"]).all()
+        and (not len(bounds) or bounds[0] == 0)
+        and (np.diff(bounds) >= 0).all()
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and (places[:, 3] < len(names)).all()
+    )
 
 
 def _idf(num_holders: int, num_passages: int) -> float:
