@@ -43,7 +43,8 @@ for group, methods in groups.items():
         rounds = fmean(row["notes"].get("rounds", 1) for row in rows)
         print(
             f"  {name:<24} {len(rows):5} {fmean(row['score'] for row in rows):6.0%}  {recall}  "
-            f"{fmean(map(tokens_read, rows)):11,.0f}  {rounds:6.1f}  {fmean(map(seconds, rows)):7.1f}"
+            f"{fmean(map(tokens_read, rows)):11,.0f}  {rounds:6.1f}  "
+            f"{fmean(map(seconds, rows)):7.1f}"
         )
 columns = [tuple(zip(*pairs, strict=True)) for pairs in tasks.values()]
 values = [value for pairs in tasks.values() for value, _ in pairs]

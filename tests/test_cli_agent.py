@@ -1,4 +1,4 @@
-"""`octavo agent`: passages first, traces on request, calibration kept, one line for what is wrong."""
+"""`octavo agent`: passages first, traces on request, calibration kept, one line for an error."""
 
 import json
 from pathlib import Path
