@@ -22,7 +22,9 @@ from octavo.engine.fake import FakeEngine, KnownBatch
 FOREIGN = WIRE / "C_concat_causal_r8_w32" / "checkpoint"
 FAKE = ("--model", str(CHECKPOINT), "--engine", "fake")
 LOCAL = ("--model", str(CHECKPOINT), "--device", "cpu")
-USAGE = {"source_tokens", "latents", "ratio", "prompt_tokens", "completion_tokens"}
+USAGE = {
+    "source_tokens", "latents", "ratio", "prompt_tokens", "completion_tokens", "cached_tokens"
+}  # fmt: skip
 TIMINGS = {"compress_seconds", "ttft_seconds", "total_seconds"}
 
 
@@ -338,7 +340,9 @@ def test_an_answer_as_json_is_one_object(run: Run, book: Path, text_file: Path) 
     raw = run("generate", "Who signed?", "--file", text_file, "--raw", "--json", *FAKE)
     values, anew, plain = (json.loads(one.out) for one in (saved, fresh, raw))
     assert saved.err == ""
-    assert values.keys() == {"text", "usage", "timings", "finish_reason"}
+    assert values.keys() == {
+        "text", "usage", "timings", "finish_reason", "logprob", "confidence", "fallback"
+    }  # fmt: skip
     assert values["usage"].keys() == USAGE
     assert values["timings"].keys() == TIMINGS
     assert values["usage"] == anew["usage"]

@@ -22,7 +22,7 @@ Group = Literal["adapter", "encoder", "decoder", "memory_rows"]
 STAGES = ("adapter", "encoder", "decoder", "sft")
 KINDS = (
     *("reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops", "quotes"),
-    "everyday",
+    *("everyday", "expand"),
 )
 """Every kind of example, each made by the builder of its name in `data/builders`."""
 _LEAST = {

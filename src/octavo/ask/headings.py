@@ -77,6 +77,13 @@ def _of_markdown(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _of_prose(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield chapters, or the pages of a text that has form feeds between them."""
+    if "\f" in text:
+        start = 0
+        for number, page in enumerate(text.split("\f"), 1):
+            yield start, 1, f"page {number}"
+            start += len(page) + 1
+        return
     for start, line in _lines(text):
         if len(line) <= _MAX_LENGTH and (chapter := _CHAPTER.match(line)):
             title = chapter[1] or chapter[2]

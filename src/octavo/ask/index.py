@@ -58,7 +58,10 @@ class PassageIndex:
         numbers = {term: _hash(term) for some in terms for term in some}
         hashes = np.array(sorted(set(numbers.values())), dtype=np.int64)
         rank = {int(number): at for at, number in enumerate(hashes)}
-        arrays = {"terms": hashes, **_postings([[rank[numbers[t]] for t in some] for some in terms])}
+        arrays = {
+            "terms": hashes,
+            **_postings([[rank[numbers[t]] for t in some] for some in terms]),
+        }
         named = list(dict.fromkeys(one.heading for one in passages if one.heading is not None))
         which = {heading: at for at, heading in enumerate(named)}
         rows = [(p.start, p.end, p.line, which.get(p.heading or "", -1)) for p in passages]
@@ -109,6 +112,8 @@ class PassageIndex:
         wanted = {"format": FORMAT, "version": FORMAT_VERSION, "terms": TERMS_VERSION}
         if about != wanted or {name: one.dtype for name, one in arrays.items()} != _ARRAYS:
             raise ContextError(f"{path} is an index of another version; make it anew")
+        if not _is_sound(arrays):
+            raise ContextError(f"{path} is damaged; make it anew")
         return cls(arrays)
 
     def postings(self, term: int) -> tuple[Any, Any]:
@@ -120,9 +125,7 @@ class PassageIndex:
         return self._holders_N[part], self._weights_N[part]
 
 
-def search_all(
-    indexes: Sequence[PassageIndex], question: str, k: int
-) -> list[tuple[int, Hit]]:
+def search_all(indexes: Sequence[PassageIndex], question: str, k: int) -> list[tuple[int, Hit]]:
     """Rank the passages of many texts by one question: which text, and the hit, the best first.
 
     A term weighs what it is worth among all of the texts, not within its own.
@@ -138,12 +141,41 @@ def search_all(
             for holder, weight in zip(holders.tolist(), weights.tolist(), strict=True):
                 scores[holder] = scores.get(holder, 0.0) + factor * weight
     ranked = sorted(
-        (-score, which, passage) for which, some in enumerate(found) for passage, score in some.items()
+        (-score, which, passage)
+        for which, some in enumerate(found)
+        for passage, score in some.items()
     )
     return [
         (which, Hit(passage=indexes[which].passage(passage), score=-score))
         for score, which, passage in ranked[: max(0, k)]
     ]
+
+
+def _is_sound(arrays: dict[str, Any]) -> bool:
+    """Whether every place that an array names is there, whoever wrote the file."""
+    terms, starts, holders, places = (arrays[n] for n in ("terms", "starts", "holders", "places"))
+    if not terms.ndim == starts.ndim == holders.ndim == arrays["weights"].ndim == 1:
+        return False
+    if places.ndim != 2 or places.shape[1] != 4 or len(starts) != len(terms) + 1:
+        return False
+    try:
+        names = json.loads(arrays["headings"].tobytes())
+    except ValueError:
+        return False
+    bounds = places[:, :2].reshape(-1)
+    return bool(
+        starts[0] == 0
+        and starts[-1] == len(holders) == len(arrays["weights"])
+        and (np.diff(starts) >= 0).all()
+        and (np.diff(terms) > 0).all()
+        and (not len(holders) or (holders.min() >= 0 and holders.max() < len(places)))
+        and np.isfinite(arrays["weights"]).all()
+        and (not len(bounds) or bounds[0] == 0)
+        and (np.diff(bounds) >= 0).all()
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and (places[:, 3] < len(names)).all()
+    )
 
 
 def _idf(num_holders: int, num_passages: int) -> float:

@@ -7,6 +7,7 @@ word have the same term, and a word of the question can be marked where it stand
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from unicodedata import normalize
 
 import regex
@@ -27,10 +28,10 @@ _WORD = regex.compile(
 )
 _PART = regex.compile(r"\p{Lu}+(?!\p{Ll})|\p{Lu}?[\p{Ll}\p{Lo}\p{Lt}\p{Lm}\p{M}'’]+|\p{N}+|\p{L}")
 _STOPWORDS = frozenset(
-    "a about an and any are as at be been but by can could did do does for from had has have he her "
-    "him his how i if in into is it its me my of on or our she should so some than that the their "
-    "them then there these they this those to us was we were what when where which who whom whose "
-    "why will with would you your".split()
+    "a about an and any are as at be been but by can could did do does for from had has "
+    "have he her him his how i if in into is it its me my of on or our she should so some "
+    "than that the their them then there these they this those to us was we were what when "
+    "where which who whom whose why will with would you your".split()
 )
 """English words that a question is made of rather than about."""
 
@@ -85,7 +86,7 @@ def _stem(word: str) -> str:
 
 
 @functools.cache
-def _stemmer() -> "Stemmer":  # type: ignore[name-defined]  # noqa: F821
+def _stemmer() -> Any:
     import Stemmer
 
     return Stemmer.Stemmer("english")

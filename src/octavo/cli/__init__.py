@@ -24,6 +24,7 @@ VERBS = {
     "compress": "octavo.cli.answer:compress",
     "generate": "octavo.cli.answer:generate",
     "chat": "octavo.cli.chat:chat",
+    "agent": "octavo.cli.agent:agent",
     "info": "octavo.cli.models:info",
     "pull": "octavo.cli.models:pull",
     "data": "octavo.cli.data:data",

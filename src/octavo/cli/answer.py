@@ -92,6 +92,7 @@ def compress(
                     "ratio": context.ratio,
                     "prompt_tokens": 0,
                     "completion_tokens": 0,
+                    "cached_tokens": 0,
                 },
                 "timings": {
                     "compress_seconds": context.compress_seconds,

@@ -51,6 +51,9 @@ class Prompt:
     """`SD`, in the order of the slots."""
     prefix_length: int = 0
     """Leading positions that later prompts may share: everything up to the last context's end."""
+    is_turn: bool = False
+    """Whether it is a turn of a conversation: whatever was read of it before is used again, and all
+    that is read now is kept, answer included. An engine that keeps prefixes alone may ignore it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,9 @@ class Batch(Protocol):
 
     logprobs: list[float | None]
     """Of the tokens yielded last, before temperature; None where no token is, or none was asked."""
+    num_reused: int
+    """Positions of the prompts that were not read, since their KV cache was there; 0 before the
+    first step."""
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """Return itself."""

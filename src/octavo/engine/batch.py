@@ -47,6 +47,9 @@ class LocalBatch:
         self._lanes: list[_Lane] | None = None
         self._prefix: tuple[bytes, GrowingCache, int] | None = None
         """The prefix that a single row grows in place, without a copy."""
+        self._fed: list[int] = []
+        """Tokens of a single row's answer that were read."""
+        self.num_reused = 0
         self._num_steps = 0
         self._is_closed = not prompts
 
@@ -62,7 +65,10 @@ class LocalBatch:
         try:
             with self._reader.lock, torch.inference_mode():
                 if self._lanes is None:
+                    before = self._reader.num_read
                     logits = self._read_prompts()
+                    asked = sum(len(prompt.input_ids) for prompt in self._prompts)
+                    self.num_reused = max(0, asked - (self._reader.num_read - before))
                 else:
                     logits = {}
                     for lane in self._compacted():
@@ -90,7 +96,10 @@ class LocalBatch:
         self._lanes = []
         if self._prefix is not None:
             with self._reader.lock:
-                self._reader.give_back(*self._prefix)
+                if self._prompts[0].is_turn:
+                    self._reader.turns.keep(self._prompts[0], self._fed, self._prefix[1])
+                else:
+                    self._reader.give_back(*self._prefix)
             self._prefix = None
 
     # -- reading the prompts ---------------------------------------------------------------------
@@ -123,8 +132,12 @@ class LocalBatch:
     def _read_alone(self, row: int) -> dict[int, Tensor]:
         """Read one prompt, growing its prefix in place."""
         reader, prompt = self._reader, self._prompts[row]
-        key, cache, prefix = reader.take(prompt)
-        assert cache is not None
+        if prompt.is_turn:
+            key, (cache, prefix) = b"", reader.turns.take(prompt)
+        else:
+            key, kept, prefix = reader.take(prompt)
+            assert kept is not None
+            cache = kept
         self._prefix = (key, cache, prefix)
         logits_1TV, _ = reader.read(reader.embed(prompt, prefix), cache)
         self._lanes = [_Lane([row], cache, length=len(prompt.input_ids))]
@@ -217,6 +230,8 @@ class LocalBatch:
         )
         if lane.keyword:
             lane.cache = output_cache(output)[1]
+        if self._prefix is not None:
+            self._fed.append(tokens[0][0] or 0)
         lane.length += 1
         return {row: logits_BTV[at, -1] for at, row in enumerate(lane.rows)}
 

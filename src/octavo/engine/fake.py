@@ -7,7 +7,8 @@ real ones.
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class KnownBatch:
         """Give the answers out token by token."""
         self._answers = [list(answer) for answer in answers]
         self._step = 0
+        self.num_reused = 0
         self.logprobs: list[float | None] = [None] * len(answers)
 
     def __iter__(self) -> Iterator[list[int | None]]:
@@ -135,3 +137,21 @@ class FakeEngine:
         words = self._words(prompt)
         length = min(sampling.max_new_tokens, rng.randint(8, 15))
         return [rng.choice(words) for _ in range(length)]
+
+
+class ScriptedEngine(FakeEngine):
+    """A fake that says what it is told, turn by turn: a strong model, for tests of agents."""
+
+    def __init__(self, *args: Any, script: Iterable[Sequence[int]], **settings: Any) -> None:
+        """Imitate a model; `script` holds the tokens of each answer, and then there are none."""
+        super().__init__(*args, **settings)
+        self._script = iter(script)
+        self.asked: list[Prompt] = []
+        """Every prompt that was answered."""
+
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
+        """Say the next lines of the script."""
+        self.asked += prompts
+        return KnownBatch(
+            [list(next(self._script, ()))[: sampling.max_new_tokens] for _ in prompts]
+        )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from octavo.data.builders import (
     chat,
     everyday,
+    expand,
     hops,
     interleaved,
     needle,
@@ -37,6 +38,7 @@ BUILDERS: dict[str, Builder] = {
     "hops": hops.build,
     "quotes": quotes.build,
     "everyday": everyday.build,
+    "expand": expand.build,
 }
 """The builder of each kind, in the order of `octavo.recipe.KINDS`."""
 
