@@ -92,7 +92,10 @@ def test_usage_and_timings_add_up(any_model: octavo.Model) -> None:
     assert 0 < fresh.timings.compress_seconds <= fresh.timings.ttft_seconds
     assert fresh.timings.ttft_seconds <= fresh.timings.total_seconds
     assert fresh.text == asked.text
-    names = {"text", "usage", "timings", "finish_reason", "logprob", "confidence", "fallback"}
+    names = {
+        "text", "usage", "timings", "finish_reason", "logprob", "confidence", "fallback",
+        "citations",
+    }  # fmt: skip
     assert set(asked.to_dict()) == names
 
 

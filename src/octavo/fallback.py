@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from octavo.ask.index import PassageIndex, search_all
 from octavo.ask.passages import cut_passages
+from octavo.ask.sources import join_passages
 from octavo.errors import ConfigError
 from octavo.generate import Completion, Fallback
 from octavo.prompt import PromptEncoder
@@ -29,12 +30,7 @@ def find_passages(
         if budget < 0:
             break
         chosen[which, hit.passage.index] = piece
-    joined, before = "", None
-    for which, index in sorted(chosen):
-        is_next = before is None or before == (which, index - 1)
-        joined += chosen[which, index] if is_next else "\n\n" + chosen[which, index]
-        before = which, index
-    return joined.strip()
+    return join_passages(chosen)
 
 
 def read_anew(

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
+from octavo.ask.citations import Citation
 from octavo.config import resolve_ratio
 from octavo.context import CompressedContext
 from octavo.engine.base import Engine, Prompt, Sampling
@@ -64,6 +65,8 @@ class FallbackOptions(Options, total=False):
 
     fallback: Fallback | None
     """What to read instead where an answer is not trusted: passages found, or the raw text."""
+    cite: bool
+    """Find the passages that the answer rests on (`Completion.citations`)."""
     threshold: float
     """The confidence below which it is not; where the model was not measured, none is."""
 
@@ -109,6 +112,8 @@ class Completion:
     """How likely the answer is right, as measured for this model (`confidence.py`); None before."""
     fallback: Fallback | None = None
     """What was read instead, the first answer not being trusted; the seconds are of both."""
+    citations: tuple[Citation, ...] = ()
+    """The passages it rests on, if they were asked for, those that hold the answer first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""

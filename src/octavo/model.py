@@ -17,6 +17,7 @@ from typing import Any, Unpack, overload
 import torch
 
 import octavo.generate as generate
+from octavo.ask.citations import cite
 from octavo.confidence import THRESHOLD, Reading, read_measured
 from octavo.config import Extension, ModelConfig, resolve_ratio
 from octavo.context import CompressedContext
@@ -237,14 +238,15 @@ class Model:
 
         A context given as a string is compressed on the way. `Options` (`octavo/generate.py`) lists
         the keywords: `messages`, `raw`, `ratio`, `max_new_tokens`, `temperature`, `seed`, `stop`,
-        `sampling`, `trusted`, `template`, `fallback`. Raises `PromptTooLongError` when prompt and
-        answer do not fit the decoder: nothing is cut off.
+        `sampling`, `trusted`, `template`, `fallback`, `threshold`, `cite`. Raises
+        `PromptTooLongError` when prompt and answer do not fit the decoder: nothing is cut off.
         """
         is_one = question is None or isinstance(question, str)
         asked: list[Any] = [question] if is_one else list(question or ())
         if not asked:
             return []
         wanted, least = options.pop("fallback", None), options.pop("threshold", THRESHOLD)
+        cites = options.pop("cite", False)
         rest: Options = options
         found = self._run(asked, context, rest, "raw" if rest.get("raw") else "latents")
         if wanted is not None and not rest.get("raw"):
@@ -257,6 +259,12 @@ class Model:
             for at, one in enumerate(found):
                 if one.confidence is None or one.confidence < least:
                     found[at] = read_anew(one, wanted, self.prompts, texts, asked[at], answer)
+        if cites:
+            texts = [generate.text_of(one) for one in generate.list_contexts(context)]
+            found = [
+                replace(one, citations=cite(texts, said or "", one.text))
+                for one, said in zip(found, asked, strict=True)
+            ]
         return found[0] if is_one else found
 
     def stream(

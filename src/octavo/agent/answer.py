@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from octavo.ask.citations import Citation
 from octavo.confidence import Reading
 
 Action = Literal["search", "call", "answer"]
@@ -53,24 +54,6 @@ class Round:
     def positions(self) -> int:
         """What the decoder read and wrote."""
         return self.prompt_tokens - self.cached_tokens + self.new_tokens
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Citation:
-    """A passage that the answer rests on, and its place."""
-
-    context: int
-    """Which of the contexts, from 0."""
-    number: int
-    """Of the part, as the model saw it."""
-    start: int
-    """Characters `[start, end)` of the context's text."""
-    end: int
-    line: int
-    heading: str | None
-    text: str
-    holds_answer: bool
-    """Whether the words of the answer stand in it, whatever their case."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import octavo.expand as expand
-from octavo.agent.answer import Action, AgentAnswer, Citation, Finish, Round
+from octavo.agent.answer import Action, AgentAnswer, Finish, Round
 from octavo.agent.calls import Call, Said, check_arguments, read_calls
+from octavo.ask.citations import Citation, holds
 from octavo.confidence import Reading
 from octavo.generate import Completion, Options
 
@@ -293,16 +294,15 @@ class AgentRun:
         return document.parts[best - 1].text.strip()
 
     def _citations(self, text: str) -> tuple[Citation, ...]:
-        words = " ".join(text.casefold().split()).strip(" .\"'")
         found = []
         for number in self.expanded:
             part = self.agent.document.parts[number - 1]
-            place, own = part.passage, " ".join(part.text.casefold().split())
+            place = part.passage
             found.append(
                 Citation(
                     context=part.context, number=number, start=place.start, end=place.end,
                     line=place.line, heading=place.heading, text=part.text,
-                    holds_answer=bool(words) and words in own,
+                    holds_answer=holds(part.text, text),
                 )
             )  # fmt: skip
         return tuple(sorted(found, key=lambda one: not one.holds_answer))

@@ -7,6 +7,8 @@ import regex
 
 _MAX_LENGTH = 120
 """Of one heading; what is longer is cut."""
+_MAX_LINE = 400
+"""No heading stands in a longer line, which would take the patterns long to read."""
 _FENCE = regex.compile(r"[ ]{0,3}(```+|~~~+)")
 _ATX = regex.compile(r"[ ]{0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _SETEXT = regex.compile(r"[ ]{0,3}(=+|-{3,})[ \t]*$")
@@ -45,12 +47,12 @@ def find_headings(text: str, kind: str) -> list[Heading]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield every line with where it begins."""
+    """Yield every line with where it begins; a very long one as if it were empty."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
-        yield start, text[start:end].rstrip("\r")
+        yield start, text[start:end].rstrip("\r") if end - start <= _MAX_LINE else ""
         start = end + 1
 
 

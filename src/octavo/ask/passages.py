@@ -25,7 +25,9 @@ _TOKENISH = regex.compile(
     r"|\p{L}\p{M}*(?:[\p{L}\p{M}]){0,7}|\p{N}|\n+|[^\s\p{L}\p{N}]"
 )
 _SENTENCE_END = regex.compile(
-    r"""(?:[.!?…]+["'”’»)\]]*(?=\s)|[。！？．｡]+["'”’»」』）)\]]*)[^\S\n]*(?:\n(?!\s*\n))?[^\S\n]*"""
+    # Possessive, and only from the first of several stops: nothing is tried twice.
+    r"""(?:(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？．｡]+["'”’»」』）)\]]*)"""
+    r"[^\S\n]*(?:\n(?!\s*\n))?[^\S\n]*"
 )
 _ABBREVIATION = regex.compile(
     r"(?:^|[\s(\[\"'“‘])(?:\p{Lu}|(?:Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Col|Capt|Lt|Sgt|St|Mt|Jr|Sr|vs|cf"

@@ -3,4 +3,4 @@
 from octavo.store.entry import StoreEntry
 from octavo.store.store import Store
 
-__all__ = ["StoreEntry", "Store"]
+__all__ = ["Store", "StoreEntry"]

@@ -247,6 +247,10 @@ class Store:
         kind: Kind = entry.kind  # type: ignore[assignment]
         return self.index_of(self.text(entry.id), kind)
 
+    def open_index(self, entry: StoreEntry) -> PassageIndex:
+        """Return the index of an entry that was just listed, without looking it up again."""
+        return PassageIndex.load(self._place(entry.id) / INDEX_FILE)
+
     def index_of(self, text: str, kind: Kind) -> PassageIndex:
         """Return the index of a text that need not be here; it is kept for the next time."""
         place = self.folder / "indexes" / f"{sha256_of(text)}-{kind}.safetensors"
