@@ -17,7 +17,7 @@ PACKAGE = Path(octavo.__file__).parent
 SOURCE = PACKAGE.parent
 MAX_FUNCTION_LINES = 60
 MAX_FOLDER_FILES = 14
-CLI_FUNCTIONS = {"evaluate", "bench", "generate", "agent"}
+CLI_FUNCTIONS = {"evaluate", "bench", "generate", "agent", "compress", "ask"}
 """Verbs whose options alone fill a page: each is an argument with its help."""
 
 # Each room may import these rooms, itself, and what those may import.
@@ -71,14 +71,14 @@ BUDGETS = {
     "confidence": 210,
     "fallback": 90,
     "expand": 140,
-    # 640 are the self-check of any decoder, 600 templates that know who wrote what, 90 the blocks of
-    # a step folded at once, 300 how what a conversation read is kept.
+    # 640 are the self-check of any decoder, 600 templates that know who wrote what, 90 the blocks
+    # of a step folded at once, 300 how what a conversation read is kept.
     "core": 7900,
-    # 550 are everyday documents made up, 230 bring rows from other processes, for which a GPU waits.
+    # 550 are everyday documents made up, 230 bring rows from other processes: a GPU waits for them.
     "data + train": 5800,
-    "search": 600,
-    "cli": 2000,
-    "octavo_evals": 6600,
+    "search": 670,
+    "cli": 2250,
+    "octavo_evals": 6650,
     "octavo_vllm": 870,
 }
 # Libraries, and where alone they may be imported: a room, or a folder or file of one.

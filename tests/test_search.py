@@ -20,7 +20,7 @@ from octavo.recipe import RunConfig
 from octavo.search import read_grid, search, write_table
 from octavo.search import runs as search_runs
 from octavo.search.result import write_random_halves
-from octavo.search.runs import _claim, list_jobs
+from octavo.search.runs import _claim, list_runs
 from octavo.search.table import rank
 from octavo.train.stages import train
 
@@ -79,7 +79,7 @@ def test_axes_are_multiplied_and_variants_come_besides(tmp_path: Path) -> None:
     config = RunConfig.load(grid.recipe, grid.variants[4].overrides(3))
     assert (config.model.encoder_window_size, config.seed) == (32, 3)
     assert config.stages["decoder"].steps == 9
-    assert [job.folder.name for job in list_jobs(grid, tmp_path)][4:6] == [
+    assert [job.folder.name for job in list_runs(grid, tmp_path)][4:6] == [
         *("wide-s3", "pooling-mean-joint-s4"),
     ]
 

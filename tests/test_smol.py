@@ -69,5 +69,7 @@ def test_latents_help_to_predict_the_text_they_stand_for(smol: octavo.Model) -> 
 
 def test_the_asset_is_small_and_holds_no_pickle() -> None:
     files = [path for path in (ASSETS / "smol").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert (
+        sum(path.stat().st_size for path in files) <= 30e6
+    )  # what a checkout that travels can bear
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md"}

@@ -35,7 +35,7 @@ OnChange = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GridRun:
     """One variant with one seed."""
 
     variant: Variant
@@ -48,10 +48,10 @@ class Job:
         return (self.folder / "result.json").is_file()
 
 
-def list_jobs(grid: Grid, folder: Path) -> list[Job]:
+def list_runs(grid: Grid, folder: Path) -> list[GridRun]:
     """Return every run of a grid, all variants with the first seed first."""
     return [
-        Job(variant, seed, folder / "runs" / variant.slug(seed))
+        GridRun(variant, seed, folder / "runs" / variant.slug(seed))
         for seed in grid.seeds
         for variant in grid.variants
     ]
@@ -71,70 +71,70 @@ def search(
     the runs to save themselves, and the same call goes on. Raises `TrainingError` where a run of
     the same name has other settings.
     """
-    jobs = list_jobs(grid, folder)[part[0] - 1 :: part[1]]
-    for job in jobs:
-        _keep_settings(job, grid)
+    runs = list_runs(grid, folder)[part[0] - 1 :: part[1]]
+    for run in runs:
+        _keep_settings(run, grid)
     failed: dict[str, str] = {}
-    waiting, running = [job for job in jobs if not job.is_over], list[tuple[Job, Any]]()
+    waiting, running = [run for run in runs if not run.is_over], list[tuple[GridRun, Any]]()
     try:
         while waiting or running:
-            on_change("runs", sum(job.is_over for job in jobs), len(jobs))
+            on_change("runs", sum(run.is_over for run in runs), len(runs))
             while waiting and len(running) < processes:
-                job = waiting.pop(0)
+                run = waiting.pop(0)
                 try:
-                    started = None if job.is_over else _start(job, grid, folder, processes)
+                    started = None if run.is_over else _start(run, grid, folder, processes)
                 except OctavoError as error:
-                    failed[job.folder.name] = str(error)
+                    failed[run.folder.name] = str(error)
                     continue
                 if started:
-                    running.append((job, started))
-                elif not job.is_over:  # another process has it
-                    waiting.append(job)
+                    running.append((run, started))
+                elif not run.is_over:  # another process has it
+                    waiting.append(run)
                     break
             time.sleep(POLL_SECONDS)
-            for job, process in [pair for pair in running if pair[1].poll() is not None]:
-                running.remove((job, process))
-                if why := _finish(job, process.returncode):
-                    failed[job.folder.name] = why
-        on_change("runs", sum(job.is_over for job in jobs), len(jobs))
+            for run, process in [pair for pair in running if pair[1].poll() is not None]:
+                running.remove((run, process))
+                if why := _finish(run, process.returncode):
+                    failed[run.folder.name] = why
+        on_change("runs", sum(run.is_over for run in runs), len(runs))
     finally:
         _stop([process for _, process in running])
     return failed
 
 
-def _keep_settings(job: Job, grid: Grid) -> None:
+def _keep_settings(run: GridRun, grid: Grid) -> None:
     """Write down what a run is made by, or refuse to take what was made by something else."""
-    file = job.folder / "settings.json"
+    file = run.folder / "settings.json"
     now = {
         "recipe": hashlib.sha256(grid.recipe.read_bytes()).hexdigest()[:16],
         "scratch": dict(grid.scratch),
-        "settings": dict(job.variant.settings),
+        "settings": dict(run.variant.settings),
     }
     if file.is_file():
         refuse_change(
             read_json(file),
             now,
             TrainingError,
-            what=f"{job.folder} began",
+            what=f"{run.folder} began",
             cure="set it back, rename the variant, or choose another folder",
         )
     else:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(now, indent=2) + "\n")
 
 
-def _start(job: Job, grid: Grid, folder: Path, processes: int) -> Any:
+def _start(run: GridRun, grid: Grid, folder: Path, processes: int) -> Any:
     """Start a run, its rows first where they are missing; None if another process has it."""
-    overrides = job.variant.overrides(job.seed)
+    overrides = run.variant.overrides(run.seed)
     if grid.scratch:
-        halves = folder / "halves" / str(job.seed)
+        halves = folder / "halves" / str(run.seed)
         with _claim(halves.with_suffix(".lock"), wait=True):
-            write_random_halves(grid.scratch, halves, job.seed)
+            write_random_halves(grid.scratch, halves, run.seed)
         overrides += [f"model.{half}={json.dumps(str(halves))}" for half in ("encoder", "decoder")]
     config = RunConfig.load(grid.recipe, overrides)
     python = [sys.executable, "-m", "octavo"]
     settings = [word for one in overrides for word in ("--set", one)]
-    with _claim(job.folder / "lock") as lock:
+    with _claim(run.folder / "lock") as lock:
         if lock is None:
             return None
         if config.data.rows is None and not config.data.stream:
@@ -142,23 +142,23 @@ def _start(job: Job, grid: Grid, folder: Path, processes: int) -> Any:
             rows.parent.mkdir(exist_ok=True)
             with _claim(rows.with_suffix(".lock"), wait=True):
                 line = [*python, "data", "prepare", str(grid.recipe), *settings, "-o", str(rows)]
-                preparing = _spawn(line, job, processes, lock)
+                preparing = _spawn(line, run, processes, lock)
                 try:
                     code = preparing.wait()
                 finally:
                     _stop([preparing])
                 if code:
-                    raise TrainingError(_finish(job, code))
+                    raise TrainingError(_finish(run, code))
             settings += ["--set", f"data.rows={json.dumps(str(rows))}"]
-        settings += ["--set", f"output={json.dumps(str(job.folder / 'out'))}"]
+        settings += ["--set", f"output={json.dumps(str(run.folder / 'out'))}"]
         line = [*python, "train", str(grid.recipe), *settings, "--resume"]
-        return _spawn(line, job, processes, lock)
+        return _spawn(line, run, processes, lock)
 
 
-def _spawn(line: Sequence[str], job: Job, processes: int, lock: int) -> Any:
+def _spawn(line: Sequence[str], run: GridRun, processes: int, lock: int) -> Any:
     """Start a process that holds the run's lock, with its share of the cores."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    with (job.folder / "stderr.txt").open("wb") as stderr:
+    with (run.folder / "stderr.txt").open("wb") as stderr:
         return subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
@@ -170,14 +170,14 @@ def _spawn(line: Sequence[str], job: Job, processes: int, lock: int) -> Any:
         )
 
 
-def _finish(job: Job, code: int) -> str:
+def _finish(run: GridRun, code: int) -> str:
     """Measure a run that ended well; return why one did not, or nothing."""
-    said = (job.folder / "stderr.txt").read_text(encoding="utf-8", errors="replace")
+    said = (run.folder / "stderr.txt").read_text(encoding="utf-8", errors="replace")
     if code:
         lines = said.strip().splitlines()
         return lines[-1] if lines else f"ended with exit code {code}, saying nothing"
     try:
-        write_result(job.folder / "out", job.folder / "result.json")
+        write_result(run.folder / "out", run.folder / "result.json")
     except OctavoError as error:
         return str(error)
     return ""

@@ -17,7 +17,7 @@ from octavo.errors import MissingExtraError
 from octavo.files import write_text
 from octavo.search.grid import Grid, Variant
 from octavo.search.pictures import draw
-from octavo.search.runs import list_jobs
+from octavo.search.runs import list_runs
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom; beyond, those of the normal.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -43,9 +43,9 @@ def write_table(grid: Grid, folder: Path, failed: Mapping[str, str]) -> Path:
 def rank(grid: Grid, folder: Path) -> list[dict[str, Any]]:
     """Return a row a variant, the lowest loss first; those without a finished run are last."""
     found: dict[str, dict[int, dict[str, Any]]] = {one.name: {} for one in grid.variants}
-    for job in list_jobs(grid, folder):
-        if job.is_over:
-            found[job.variant.name][job.seed] = read_json(job.folder / "result.json")
+    for run in list_runs(grid, folder):
+        if run.is_over:
+            found[run.variant.name][run.seed] = read_json(run.folder / "result.json")
     rows = [_row(one, found[one.name]) for one in grid.variants]
     rows.sort(key=lambda row: (row["loss"] is None, row["loss"] and row["loss"][0], row["variant"]))
     best = found[rows[0]["variant"]] if rows else {}
