@@ -64,7 +64,12 @@ BUDGETS = {
     "ingest": 450,
     "store": 1250,
     "agent": 1300,
-    "core": 8400,  # 640 are the self-check of any decoder, 600 templates that know who wrote what
+    "session": 230,
+    "density": 110,
+    "confidence": 210,
+    "fallback": 90,
+    "expand": 140,
+    "core": 7700,  # 640 are the self-check of any decoder, 600 templates that know who wrote what
     "data + train": 4950,
     "cli": 2150,
     "octavo_evals": 6600,
