@@ -17,7 +17,7 @@ PACKAGE = Path(octavo.__file__).parent
 SOURCE = PACKAGE.parent
 MAX_FUNCTION_LINES = 60
 MAX_FOLDER_FILES = 14
-CLI_FUNCTIONS = {"evaluate", "bench", "generate", "agent", "compress", "ask"}
+CLI_FUNCTIONS = {"add", "agent", "ask", "bench", "compress", "evaluate", "generate"}
 """Verbs whose options alone fill a page: each is an argument with its help."""
 
 # Each room may import these rooms, itself, and what those may import.

@@ -1,4 +1,4 @@
-"""The store: a text is folded once, found again, whole whatever kills, fills or shares the disk."""
+"""The store: a text is folded once, found again, and whole whatever happens to the disk."""
 
 import json
 import multiprocessing

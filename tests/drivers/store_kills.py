@@ -1,7 +1,7 @@
 """Kill processes that add, remove and sweep at random moments, then look at what they left.
 
-Called as `store_kills.py FOLDER SEED KILLS SECONDS`; prints what it hit as JSON. Torch and the
-model are loaded once: every process is a fork.
+Called as `store_kills.py FOLDER SEED KILLS SECONDS`; prints what it hit as JSON. Torch is imported
+once: every process is a fork.
 """
 
 import json
@@ -85,7 +85,6 @@ def main(folder: str, seed: str, kills: str, seconds: str) -> None:
         if not os.WIFSIGNALED(status):
             raise SystemExit("a process ended by itself")
         hit += 1
-        draw.random()
         unfinished += store.verify().unfinished
         if hit % 10 == 0:
             check(store)

@@ -73,9 +73,12 @@ def add(
     from octavo.store import Store
 
     opened = Store()
-    documents = _documents(places)
+    documents, skipped = _documents(places)
     if name is not None and len(documents) > 1:
         raise Misuse(f"--name names one document, but {len(documents)} are given; use --tag")
+    if skipped:
+        shown = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
+        echo(f"not readable as text, and left out: {shown} ({len(skipped):,})", err=True)
     loaded = None
     entries = []
     with bars() as report:
@@ -243,8 +246,8 @@ def _show(entries: "list[StoreEntry]", as_json: bool) -> None:
         echo(line_of(one))
 
 
-def _documents(places: list[str]) -> "list[DocumentText]":
-    """Read what the places name; what a folder holds beside documents is left out, and counted."""
+def _documents(places: list[str]) -> "tuple[list[DocumentText], list[str]]":
+    """Read what the places name; also name what is no text in folders and patterns."""
     from octavo.ingest import find_files, read_document, read_stream
 
     documents = []
@@ -261,9 +264,6 @@ def _documents(places: list[str]) -> "list[DocumentText]":
                 if is_one:
                     raise
                 skipped.append(str(file))
-    if skipped:
-        shown = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
-        echo(f"not readable as text, and left out: {shown} ({len(skipped):,})", err=True)
     if not documents:
         raise StoreError("none of the files could be read as text; give others")
-    return documents
+    return documents, skipped

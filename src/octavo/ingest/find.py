@@ -20,15 +20,16 @@ def find_files(places: Sequence[str | Path]) -> list[Path]:
     Each stands once, those of one folder in the order of their names; hidden ones, links and what
     tools generate are left out of folders. Raises `InputError` for a place that names nothing.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by where they lead: a pattern may walk in circles over links
     for place in places:
         named = list(_named(Path(place).expanduser()))
         if not named:
             raise InputError(f"{place} names no document; check the path, or quote the pattern")
-        found.update(dict.fromkeys(named))
+        for one in named:
+            found.setdefault(one.resolve(), one)
         if len(found) > MAX_FILES:
             raise InputError(f"more than {MAX_FILES:,} documents are named; name fewer")
-    return list(found)
+    return list(found.values())
 
 
 def _named(place: Path) -> Iterator[Path]:
