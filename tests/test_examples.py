@@ -43,6 +43,16 @@ def run_example(name: str, *args: str | Path, folder: Path) -> str:
     return done.stdout
 
 
+def test_a_folder_is_asked_and_passages_come_with_their_places(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "log.md").write_text(f"# Log\n\n{TEXT}", encoding="utf-8")
+    (tmp_path / "docs" / "tide.py").write_text("def tide():\n    return 4\n", encoding="utf-8")
+    said = run_example("ask_folder.py", "docs", "Who signed for the lamp oil?", folder=tmp_path)
+    assert re.search(r"^docs/log\.md:3  Log\n    .*signed for the lamp oil", said, re.M)
+    assert said.endswith("the model is not sure; see the passages\n")
+    assert list((tmp_path / "store" / "indexes").iterdir())
+
+
 def test_the_chat_over_a_log_reads_what_is_new_and_resumes(tmp_path: Path) -> None:
     said = run_example("chat_log.py", folder=tmp_path)
     read = [tuple(map(int, two)) for two in re.findall(r"read (\d+) of (\d+) positions", said)]

@@ -29,12 +29,9 @@ CREATE TABLE IF NOT EXISTS tags (
 CREATE INDEX IF NOT EXISTS names_of ON names(id);
 CREATE INDEX IF NOT EXISTS oldest ON entries(used);
 """
-_ROWS = """
-SELECT e.id, e.about, e.used,
-  (SELECT json_group_array(n.name) FROM names n WHERE n.id = e.id),
-  (SELECT json_group_array(t.tag) FROM tags t WHERE t.id = e.id)
-FROM entries e
-"""
+_ROWS = "SELECT e.id, e.about, e.used FROM entries e "
+_NAMES = "SELECT e.id, n.name FROM names n JOIN entries e ON e.id = n.id "
+_TAGS = "SELECT e.id, t.tag FROM tags t JOIN entries e ON e.id = t.id "
 
 
 class Catalogue:
@@ -133,7 +130,7 @@ class Catalogue:
 
     def oldest(self) -> list[tuple[str, int]]:
         """Return ids with their bytes, what was read longest ago first."""
-        return self._fetch("SELECT id, num_bytes FROM entries ORDER BY used")
+        return self._fetch_all(["SELECT id, num_bytes FROM entries ORDER BY used"])[0]
 
     def compact(self) -> None:
         """Write the log back into the table; the caller holds the store's lock alone."""
@@ -149,11 +146,14 @@ class Catalogue:
             return False
         return bool(found == ("ok",))
 
-    def _fetch(self, query: str, values: tuple[str, ...] = ()) -> list[Any]:
-        """Read rows at once, so that no reader keeps the log from being written back."""
+    def _fetch_all(self, queries: list[str], values: tuple[str, ...] = ()) -> list[list[Any]]:
+        """Read the rows of queries at one moment; no reader stays, which would hold up the log."""
         try:
             with closing(self._connect()) as connection:
-                return connection.execute(query, values).fetchall()
+                connection.execute("BEGIN")
+                found = [connection.execute(query, values).fetchall() for query in queries]
+                connection.execute("COMMIT")
+                return found
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"{self._path} cannot be read ({error}); `octavo store gc` makes it anew from the "
@@ -169,13 +169,22 @@ class Catalogue:
             self.put(entry)
 
     def _select(self, condition: str, values: tuple[str, ...]) -> list[StoreEntry]:
-        rows = self._fetch(_ROWS + condition, values)
+        """Return the entries `e` of a condition, with their names and tags."""
+        rows, *labels = self._fetch_all([q + condition for q in (_ROWS, _NAMES, _TAGS)], values)
+        found: list[dict[str, list[str]]] = []
+        for pairs in labels:
+            found.append({})
+            for identity, label in pairs:
+                found[-1].setdefault(identity, []).append(label)
+        names, tags = found
         return [
             entry_of(
-                json.loads(about)
-                | {"used": used, "names": sorted(json.loads(names)), "tags": json.loads(tags)}
+                json.loads(about),
+                used=used,
+                names=tuple(sorted(names.get(identity, ()))),
+                tags=tuple(sorted(tags.get(identity, ()))),
             )
-            for _, about, used, names, tags in rows
+            for identity, about, used in rows
         ]
 
 

@@ -19,6 +19,7 @@ from octavo.errors import StoreError
 ENTRY_FILE, TEXT_FILE, INDEX_FILE = "entry.json", "text.txt", "passages.safetensors"
 FORMAT_VERSION = 1
 _ID_LENGTH = 16
+_MAX_LABEL = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +104,7 @@ def read_entry(folder: Path) -> StoreEntry:
         version = about.pop("format_version")
         if type(version) is not int or version > FORMAT_VERSION:
             raise StoreError(f"{folder} was written by a newer octavo; upgrade to read it")
-        entry = entry_of(about)
+        entry = _checked(entry_of(about))
     except StoreError:
         raise
     except Exception as error:  # JSON may hold anything
@@ -114,10 +115,14 @@ def read_entry(folder: Path) -> StoreEntry:
     return entry
 
 
-def entry_of(values: dict[str, Any]) -> StoreEntry:
-    """Build an entry of plain values; raises `StoreError` for what cannot be right."""
-    values = {**values, "names": tuple(values["names"]), "tags": tuple(values["tags"])}
-    entry = StoreEntry(**values)
+def entry_of(values: dict[str, Any], **others: Any) -> StoreEntry:
+    """Build an entry of plain values that were checked before, and of `others` in their place."""
+    labels = {"names": tuple(values["names"]), "tags": tuple(values["tags"])}
+    return StoreEntry(**{**values, **labels, **others})
+
+
+def _checked(entry: StoreEntry) -> StoreEntry:
+    """Return an entry; raises `StoreError` for what cannot be right."""
     wanted_kinds: dict[Any, Any] = {str: str, int: int, float: (int, float)}
     kinds = {one.name: one.type for one in fields(StoreEntry)}
     for name, kind in kinds.items():
@@ -143,3 +148,17 @@ def digest_of_file(path: Path) -> str:
     """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_label(label: str, what: str) -> str:
+    """Return a name or a tag; raises `StoreError` for one that cannot be."""
+    try:
+        label.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StoreError(f"the {what} {label!r:.80} is not valid UTF-8; choose another") from error
+    if not 0 < len(label) <= _MAX_LABEL or not label.isprintable() or label != label.strip():
+        raise StoreError(
+            f"the {what} {label!r:.80} cannot be used; give 1 to {_MAX_LABEL} printable characters "
+            "without spaces around them"
+        )
+    return label

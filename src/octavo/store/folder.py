@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from octavo.ask.index import PassageIndex
 from octavo.ask.passages import Kind, Passage, cut_passages
-from octavo.errors import StoreError
 from octavo.store.entry import (
     ENTRY_FILE,
     INDEX_FILE,
@@ -23,7 +22,6 @@ from octavo.text import sha256_of
 if TYPE_CHECKING:
     from octavo.model import Model
 
-_MAX_LABEL = 200
 _ROOM = 1024
 """Positions that a part leaves to questions and answers, or a quarter of the decoder's."""
 
@@ -84,17 +82,3 @@ def _parts(model: "Model", text: str, passages: Sequence[Passage], ratio: int) -
             start, size = passage.start, 0
         size += count
     yield text[start:]
-
-
-def check_label(label: str, what: str) -> str:
-    """Return a name or a tag; raises `StoreError` for one that cannot be."""
-    try:
-        label.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise StoreError(f"the {what} {label!r:.80} is not valid UTF-8; choose another") from error
-    if not 0 < len(label) <= _MAX_LABEL or not label.isprintable() or label != label.strip():
-        raise StoreError(
-            f"the {what} {label!r:.80} cannot be used; give 1 to {_MAX_LABEL} printable characters "
-            "without spaces around them"
-        )
-    return label

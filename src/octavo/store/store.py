@@ -21,8 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from octavo.ask.index import PassageIndex
-from octavo.ask.passages import Kind, cut_passages
 from octavo.errors import ContextError, StoreError
 from octavo.files import new_folder, remove_folder, replace_folder, write_text
 from octavo.home import check_local, home, make_private
@@ -34,16 +32,18 @@ from octavo.store.entry import (
     INDEX_FILE,
     TEXT_FILE,
     StoreEntry,
+    check_label,
     describe,
     id_of,
     read_entry,
 )
-from octavo.store.folder import check_label, write_folder
 from octavo.store.locks import locked, stripe_of
 from octavo.store.upkeep import Swept, Verdict, holds_something_else, sweep, verify
 from octavo.text import sha256_of
 
 if TYPE_CHECKING:
+    from octavo.ask.index import PassageIndex
+    from octavo.ask.passages import Kind
     from octavo.context import CompressedContext
     from octavo.model import Model
 
@@ -120,7 +120,7 @@ class Store:
         ratio: int | None = None,
         name: str | None = None,
         tags: Iterable[str] = (),
-        kind: Kind | None = None,
+        kind: "Kind | None" = None,
         source: str = "",
         keep_text: bool = True,
         precision: Literal["full", "int8"] = "full",
@@ -147,6 +147,8 @@ class Store:
         with self._entry_lock(identity):
             entry = self._known(identity)
             if entry is None:
+                from octavo.store.folder import write_folder
+
                 with new_folder(self._place(identity)) as place:
                     entry = write_folder(
                         place, text, model=model, ratio=ratio, kind=kind or "prose", source=source,
@@ -165,6 +167,8 @@ class Store:
         place = self._place(identity)
         found = self._catalogue.find_id(identity)
         if not place.is_dir():
+            if found is not None:  # else a kill would leave it as the row of another folder
+                self._catalogue.drop(identity)
             return None
         if found is None:
             found = read_entry(place)
@@ -235,8 +239,10 @@ class Store:
             )
         return text
 
-    def index(self, key: str) -> PassageIndex:
+    def index(self, key: str) -> "PassageIndex":
         """Return the index of an entry's passages; one that cannot be read is made anew."""
+        from octavo.ask.index import PassageIndex
+
         entry = self._use(key)
         place = self._place(entry.id) / INDEX_FILE
         try:
@@ -247,12 +253,17 @@ class Store:
         kind: Kind = entry.kind  # type: ignore[assignment]
         return self.index_of(self.text(entry.id), kind)
 
-    def open_index(self, entry: StoreEntry) -> PassageIndex:
+    def open_index(self, entry: StoreEntry) -> "PassageIndex":
         """Return the index of an entry that was just listed, without looking it up again."""
+        from octavo.ask.index import PassageIndex
+
         return PassageIndex.load(self._place(entry.id) / INDEX_FILE)
 
-    def index_of(self, text: str, kind: Kind) -> PassageIndex:
+    def index_of(self, text: str, kind: "Kind") -> "PassageIndex":
         """Return the index of a text that need not be here; it is kept for the next time."""
+        from octavo.ask.index import PassageIndex
+        from octavo.ask.passages import cut_passages
+
         place = self.folder / "indexes" / f"{sha256_of(text)}-{kind}.safetensors"
         try:
             index = PassageIndex.load(place)
