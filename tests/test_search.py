@@ -265,4 +265,4 @@ def test_a_search_that_is_killed_goes_on_to_the_same_table_and_a_failure_stops_n
     assert whole == other
     assert [bool(row["loss"]) for row in whole] == [True, True, False]
     text = (tmp_path / "killed" / "table.md").read_text()
-    assert "- failed: `impossible-s0`: encoder_window_size 15 is not a multiple" in text
+    assert "- failed: `impossible-s0`: compression ratio 4 does not divide" in text
