@@ -1,6 +1,6 @@
 """Kill processes that add, remove and sweep at random moments, then look at what they left.
 
-Called as `store_kills.py FOLDER SEED KILLS SECONDS`; prints what it hit as JSON. The model is loaded
+Called as `store_kills.py FOLDER SEED KILLS SECONDS`; prints what it hit as JSON. Torch is imported
 once: every process is a fork.
 """
 
