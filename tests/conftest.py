@@ -97,3 +97,9 @@ def smol() -> octavo.Model:
 def _fixed_seed() -> None:
     """Let no test depend on the one before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test see or change what the user keeps."""
+    monkeypatch.setenv("OCTAVO_HOME", str(tmp_path / "octavo-home"))

@@ -35,6 +35,40 @@ def test_a_training_example_learns_and_its_model_opens(kind: str, tmp_path: Path
     assert not torch.equal(before.compress(TEXT).latents, after.compress(TEXT).latents)
 
 
+def run_example(name: str, *args: str | Path, folder: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, args), "--model", str(CHECKPOINT)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OCTAVO_HOME": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_chat_over_a_log_reads_what_is_new_and_resumes(tmp_path: Path) -> None:
+    said = run_example("chat_log.py", folder=tmp_path)
+    read = [tuple(map(int, two)) for two in re.findall(r"read (\d+) of (\d+) positions", said)]
+    assert len(read) == 3
+    assert all(new < whole for new, whole in read[1:])
+    assert "resumed with 6 turns" in said
+
+
+def test_the_agent_with_a_tool_cites_lines_and_counts_its_cost(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 20, encoding="utf-8")
+    said = run_example("agent_tool.py", "text.txt", "Who signed for the oil?", folder=tmp_path)
+    assert re.search(r"^1\. search: opened \[\d", said)
+    assert re.search(r"^line \d+: .*lamp oil", said, re.M)
+    assert "not sure: " in said
+    assert re.search(r"cost \d+% of reading everything", said)
+
+
+def test_training_for_expand_learns_and_its_model_opens(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    said = run_example("train_expand.py", "out", "text.txt", "--steps", "24", folder=tmp_path)
+    losses = [float(loss) for loss in re.findall(r"loss ([0-9.]+)", said)]
+    assert sum(losses[-8:]) < sum(losses[:8])
+    before, after = octavo.load(CHECKPOINT), octavo.load(tmp_path / "out" / "model")
+    assert not torch.equal(before.compress(TEXT).latents, after.compress(TEXT).latents)
+
+
 def test_a_run_of_trainer_resumes_exactly_and_its_checkpoints_open(tmp_path: Path) -> None:
     asked = [{"type": "memory", "text": TEXT}, {"type": "text", "text": "Who signed?"}]
     answered = {"role": "assistant", "content": "Nobody."}

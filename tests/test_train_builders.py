@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import CHECKPOINT, TEXT
 
+import octavo
+from octavo.agent.calls import read_calls
 from octavo.config import Extension, ModelConfig
 from octavo.data.builders import BUILDERS, check_kinds
 from octavo.data.builders.chat import regions
@@ -20,6 +22,7 @@ from octavo.data.documents import CONTINUAL, Document
 from octavo.data.examples import Example, ExampleMaker
 from octavo.data.sources import Library
 from octavo.errors import TrainingError
+from octavo.expand import HOW, asking, folded, read_numbers
 from octavo.prompt import PLAIN_TEMPLATE, EncodedPrompt, PromptEncoder
 from octavo.recipe import KINDS, MixtureSection
 from octavo.weights.layout import read_tokenizers
@@ -599,3 +602,42 @@ def test_pieces_of_a_stretch_are_the_stretch_in_its_own_characters(maker: Exampl
         assert whole in text
         first = text.index(whole)
         assert first == 0 or text[first - 1].isspace()
+
+
+def test_a_trace_opens_the_part_that_holds_its_answer(
+    maker: ExampleMaker, library: Library, prompts: PromptEncoder
+) -> None:
+    rounds = set()
+    for seed in range(40):
+        example = build("expand", maker, library, seed)
+        pieces = span_texts(maker, example)
+        *asked, answer = [said.removesuffix("<|im_end|>") for said in scored_texts(maker, example)]
+        opened = []
+        for said in asked:
+            (call,) = read_calls(said).calls
+            numbers, problems = read_numbers(call.arguments["ids"], len(pieces))
+            assert not problems
+            opened += numbers
+        rounds.add(len(asked))
+        shown = prompts.decoder_tokenizer.decode(
+            [t for t, s in zip(example.ids, example.is_scored, strict=True) if not s]
+        )
+        assert all(f"[{number}] {pieces[number - 1].strip()}" in shown for number in opened)
+        last = values_of(answer)[-1].casefold()
+        assert any(last in pieces[number - 1].casefold() for number in opened)
+    assert rounds >= {1, 2}
+
+
+def test_a_trace_begins_as_the_agent_begins(model: octavo.Model, library: Library) -> None:
+    maker = ExampleMaker(model.prompts)
+    agents = []
+    for seed in range(3):
+        example = build("expand", maker, library, seed)
+        pieces = span_texts(maker, example)
+        parts = folded([{"type": "memory", "text": piece} for piece in pieces])
+        question = model.prompts.decoder_tokenizer.decode(example.ids).split("Question: ")[1]
+        asked = question.split(HOW)[0]
+        turn = [*parts, {"type": "text", "text": asking(asked)}]
+        ids = model.prompts.encode_messages([{"role": "user", "content": turn}], ratio=10**6)
+        agents.append(example.ids[: len(ids.input_ids)] == ids.input_ids)
+    assert all(agents)

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.agent import Agent, Tool
     from octavo.config import Extension, ModelConfig
     from octavo.context import CompressedContext
     from octavo.engine.base import CHAT, Engine, Sampling
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         PromptError,
         PromptTooLongError,
         RatioError,
+        StoreError,
         TemplateError,
         TrainingError,
     )
@@ -35,11 +37,14 @@ if TYPE_CHECKING:
     from octavo.loading import assemble, load
     from octavo.model import Model
     from octavo.nn import LCLM, LCLMConfig
+    from octavo.session import Session
+    from octavo.store import Store
     from octavo.train.chats import ChatCollator
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "octavo.agent": ["Agent", "Tool"],
     "octavo.generate": ["Completion", "Stream", "Timings", "Usage"],
     "octavo.config": ["Extension", "ModelConfig"],
     "octavo.context": ["CompressedContext"],
@@ -47,22 +52,24 @@ _HOMES = {
     "octavo.errors": [
         "CheckpointError", "ConfigError", "ContextError", "EvaluationError", "InputError",
         "MissingExtraError", "OctavoError", "PromptError", "PromptTooLongError", "RatioError",
-        "TemplateError", "TrainingError",
+        "StoreError", "TemplateError", "TrainingError",
     ],
     "octavo.files": ["WriteError"],
     "octavo.loading": ["assemble", "load"],
     "octavo.model": ["Model"],
     "octavo.nn": ["LCLM", "LCLMConfig"],
+    "octavo.session": ["Session"],
+    "octavo.store": ["Store"],
     "octavo.train.chats": ["ChatCollator"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CHAT", "LCLM", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
+    "CHAT", "LCLM", "Agent", "ChatCollator", "CheckpointError", "Completion", "CompressedContext",
     "ConfigError", "ContextError", "Engine", "EvaluationError", "Extension", "InputError",
     "LCLMConfig", "MissingExtraError", "Model", "ModelConfig", "OctavoError", "PromptError",
-    "PromptTooLongError", "RatioError", "Sampling", "Stream", "TemplateError", "Timings",
-    "TrainingError", "Usage", "WriteError", "assemble", "load",
+    "PromptTooLongError", "RatioError", "Sampling", "Session", "Store", "StoreError", "Stream",
+    "TemplateError", "Timings", "Tool", "TrainingError", "Usage", "WriteError", "assemble", "load",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from octavo.errors import ContextError
 from octavo.files import write_file
+from octavo.text import sha256_of
 
 FORMAT = "octavo-context"
 FORMAT_VERSION = 2
@@ -258,8 +259,3 @@ def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def sha256_of(text: str) -> str:
-    """Return the hex sha256 of a text as UTF-8."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -9,6 +9,7 @@
     │   ├── PromptTooLongError   a prompt beyond the decoder's positions
     │   └── TemplateError        messages that a chat template cannot render
     ├── InputError           a text or file that cannot be read as text
+    ├── StoreError           a store, or an entry of it, that is not there or cannot be used
     ├── TrainingError        a recipe or a training run that cannot continue
     ├── EvaluationError      a task, method or set of rows that cannot be evaluated
     └── MissingExtraError    an optional dependency that is not installed
@@ -52,6 +53,10 @@ class TemplateError(PromptError):
 
 class InputError(OctavoError, ValueError):
     """A text or file that cannot be read as text."""
+
+
+class StoreError(OctavoError, ValueError):
+    """A store, or an entry of it, that is not there or cannot be used."""
 
 
 class TrainingError(OctavoError, ValueError):

@@ -86,6 +86,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a folder that vanishes with the block; one that a kill left, with the next write."""
+    temporary = _temporary(parent)
+    try:
+        remove_leftovers(parent)
+        temporary.mkdir(mode=0o700)
+        yield temporary
+    except OSError as error:
+        raise _refusal(temporary, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def replace_folder(temporary: Path, path: Path) -> None:
     """Make a finished folder durable and put it at `path`, where an older one may stand.
 
@@ -108,6 +122,20 @@ def replace_folder(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
         shutil.rmtree(retired, ignore_errors=True)
     _fsync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Let a folder vanish in one step; what it held is deleted afterwards.
+
+    A process killed in between leaves a temporary folder, which the next write beside it removes.
+    """
+    retired = _temporary(path.parent)
+    try:
+        os.replace(path, retired)
+        _fsync(path.parent)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

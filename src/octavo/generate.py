@@ -6,11 +6,12 @@ prompts  --engine-->  tokens  --text-->  answers with their accounts
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
 import torch
 
+from octavo.ask.citations import Citation
 from octavo.config import resolve_ratio
 from octavo.context import CompressedContext
 from octavo.engine.base import Engine, Prompt, Sampling
@@ -21,6 +22,7 @@ from octavo.text import TextStream
 Compress = Callable[[str], CompressedContext]
 """Turns a text into a context at the ratio that was asked for."""
 
+Fallback = Literal["passages", "raw"]
 ContextLike = CompressedContext | str | Sequence[CompressedContext | str] | None
 DEFAULT_NEW_TOKENS = 256
 CHARACTERS_A_TOKEN = 16
@@ -52,6 +54,21 @@ class Options(TypedDict, total=False):
     """What else the chat template reads: `tools`, `documents`, `enable_thinking`, …"""
     on_tokens: Callable[[int, int], None] | None
     """Called as `on_tokens(done, total)` while a context given as text is compressed."""
+    is_turn: bool
+    """A turn of a conversation (`engine.Prompt.is_turn`): only what is new in it is read."""
+    shows_control: bool
+    """Control tokens that the model writes, as those around tool calls, appear in the text."""
+
+
+class FallbackOptions(Options, total=False):
+    """Further keywords of `Model.generate`: a stream cannot take back what it showed."""
+
+    fallback: Fallback | None
+    """What to read instead where an answer is not trusted: passages found, or the raw text."""
+    cite: bool
+    """Find the passages that the answer rests on (`Completion.citations`)."""
+    threshold: float
+    """The confidence below which it is not; where the model was not measured, none is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +81,10 @@ class Usage:
     ratio: int | None
     """Source tokens per latent; None for a prompt without latents."""
     prompt_tokens: int
-    """Positions the decoder read: text tokens, tags and latents."""
+    """Positions of the prompt: text tokens, tags and latents."""
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+    """Of the prompt's, those whose KV cache was kept from earlier; 0 where several were asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +106,14 @@ class Completion:
     usage: Usage
     timings: Timings
     finish_reason: Literal["stop", "length"]
+    logprob: float | None = None
+    """The mean natural logarithm of the probabilities of the answer's tokens; None for none."""
+    confidence: float | None = None
+    """How likely the answer is right, as measured for this model (`confidence.py`); None before."""
+    fallback: Fallback | None = None
+    """What was read instead, the first answer not being trusted; the seconds are of both."""
+    citations: tuple[Citation, ...] = ()
+    """The passages it rests on, if they were asked for, those that hold the answer first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -177,7 +204,9 @@ def compress_memory(turns: Sequence[Mapping[str, Any]], compress: Compress) -> l
     return done
 
 
-def gather(engine: Engine, encoded: Sequence[EncodedPrompt], ratio: int) -> list[Question]:
+def gather(
+    engine: Engine, encoded: Sequence[EncodedPrompt], ratio: int, *, is_turn: bool = False
+) -> list[Question]:
     """Give every span of every prompt its latents.
 
     Spans that are still source tokens, out of a trusted prompt's own tags, are encoded at once.
@@ -191,6 +220,7 @@ def gather(engine: Engine, encoded: Sequence[EncodedPrompt], ratio: int) -> list
             input_ids=one.input_ids,
             latents=torch.cat(latents) if latents else None,
             prefix_length=one.prefix_length,
+            is_turn=is_turn,
         )
         found.append(Question(encoded=one, prompt=prompt))
     return found
@@ -210,6 +240,7 @@ class Answers:
         ratio: int | None = None,
         started: float | None = None,
         compress_seconds: float = 0.0,
+        shows_control: bool = False,
     ) -> None:
         """Begin. `started` and `compress_seconds` say what was spent before."""
         self._started = time.perf_counter() if started is None else started
@@ -217,7 +248,9 @@ class Answers:
         self._questions, self._sampling, self._ratio = questions, sampling, ratio
         self._batch = engine.start([one.prompt for one in questions], sampling)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        self._texts = [TextStream(prompts.decoder_tokenizer, stops) for _ in questions]
+        tokenizer = prompts.decoder_tokenizer
+        self._texts = [TextStream(tokenizer, stops, shows_control=shows_control) for _ in questions]
+        self._logprobs: list[list[float]] = [[] for _ in questions]
         self._first_token: float | None = None
         self._finished = self._started
 
@@ -226,6 +259,8 @@ class Answers:
         for tokens in self._batch:
             if self._first_token is None:
                 self._first_token = time.perf_counter()
+            for logprobs, logprob in zip(self._logprobs, self._batch.logprobs, strict=True):
+                logprobs += [] if logprob is None else [logprob]
             pieces = []
             for row, (text, token) in enumerate(zip(self._texts, tokens, strict=True)):
                 pieces.append(text.finish() if token is None else text.push(token))
@@ -250,14 +285,17 @@ class Answers:
             total_seconds=self._finished - self._started,
         )
         completions = []
-        for question, text in zip(self._questions, self._texts, strict=True):
+        cached = self._batch.num_reused if len(self._questions) == 1 else 0
+        rows = zip(self._questions, self._texts, self._logprobs, strict=True)
+        for question, text, logprobs in rows:
             is_cut = text.num_tokens >= self._sampling.max_new_tokens and not text.was_stopped
             completions.append(
                 Completion(
                     text=text.text,
-                    usage=_usage(question.encoded, text.num_tokens, self._ratio),
+                    usage=_usage(question.encoded, text.num_tokens, self._ratio, cached),
                     timings=timings,
                     finish_reason="length" if is_cut else "stop",
+                    logprob=sum(logprobs) / len(logprobs) if logprobs else None,
                 )
             )
         return completions
@@ -297,7 +335,7 @@ def check_sampling(
             f"{sampling.max_new_tokens:,}, but {engine.name} has {engine.max_positions:,}; "
             "shorten the text, compress at a higher ratio, or ask for fewer new tokens"
         )
-    return replace(sampling, stop_ids=sampling.stop_ids or engine.stop_ids)
+    return replace(sampling, stop_ids=sampling.stop_ids or engine.stop_ids, logprobs=True)
 
 
 def list_contexts(context: ContextLike) -> list[CompressedContext | str]:
@@ -341,7 +379,7 @@ def served_ratio(engine: Engine, ratio: int | None) -> int:
     return resolve_ratio(engine.config, engine.extension, ratio)
 
 
-def _usage(encoded: EncodedPrompt, num_new: int, ratio: int | None) -> Usage:
+def _usage(encoded: EncodedPrompt, num_new: int, ratio: int | None, cached: int) -> Usage:
     contexts = [span.context for span in encoded.spans]
     tokens = sum(
         span.context.source_tokens if span.context is not None else len(span.source_ids)
@@ -354,6 +392,7 @@ def _usage(encoded: EncodedPrompt, num_new: int, ratio: int | None) -> Usage:
         ratio=None if not encoded.spans else ratios.pop() if len(ratios) == 1 else ratio,
         prompt_tokens=len(encoded.input_ids),
         completion_tokens=num_new,
+        cached_tokens=cached,
     )
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -16,12 +17,24 @@ from typing import Any, Unpack, overload
 import torch
 
 import octavo.generate as generate
+from octavo.ask.citations import cite
+from octavo.confidence import THRESHOLD, Reading, read_measured
 from octavo.config import Extension, ModelConfig, resolve_ratio
-from octavo.context import CompressedContext, sha256_of
+from octavo.context import CompressedContext
 from octavo.engine.base import Engine, Sampling
 from octavo.errors import ConfigError, ContextError, InputError
-from octavo.generate import CHARACTERS_A_TOKEN, Answers, Completion, ContextLike, Options, Stream
+from octavo.fallback import read_anew
+from octavo.generate import (
+    CHARACTERS_A_TOKEN,
+    Answers,
+    Completion,
+    ContextLike,
+    FallbackOptions,
+    Options,
+    Stream,
+)
 from octavo.prompt import Message, PromptEncoder, Source
+from octavo.text import sha256_of
 
 REMEMBERED_CONTEXTS = 8
 """Contexts made on the way to an answer that are found again when the same text is asked about."""
@@ -199,7 +212,7 @@ class Model:
         self,
         question: str | None = None,
         context: ContextLike = None,
-        **options: Unpack[Options],
+        **options: Unpack[FallbackOptions],
     ) -> Completion: ...
 
     @overload
@@ -207,25 +220,47 @@ class Model:
         self,
         question: list[str] | tuple[str, ...],
         context: ContextLike = None,
-        **options: Unpack[Options],
+        **options: Unpack[FallbackOptions],
     ) -> list[Completion]: ...
 
     def generate(
         self,
         question: str | list[str] | tuple[str, ...] | None = None,
         context: ContextLike = None,
-        **options: Unpack[Options],
+        **options: Unpack[FallbackOptions],
     ) -> Completion | list[Completion]:
         """Answer a question about contexts; several questions are answered as one batch.
 
         A context given as a string is compressed on the way. `Options` (`octavo/generate.py`) lists
         the keywords: `messages`, `raw`, `ratio`, `max_new_tokens`, `temperature`, `seed`, `stop`,
-        `sampling`, `trusted`, `template`. Raises `PromptTooLongError` when prompt and answer do not
-        fit the decoder: nothing is cut off.
+        `sampling`, `trusted`, `template`, `fallback`, `threshold`, `cite`. Raises
+        `PromptTooLongError` when prompt and answer do not fit the decoder: nothing is cut off.
         """
-        if question is None or isinstance(question, str):
-            return self._run([question], context, options)[0]
-        return self._run(list(question), context, options) if question else []
+        is_one = question is None or isinstance(question, str)
+        asked: list[Any] = [question] if is_one else list(question or ())
+        if not asked:
+            return []
+        wanted, least = options.pop("fallback", None), options.pop("threshold", THRESHOLD)
+        cites = options.pop("cite", False)
+        rest: Options = options
+        found = self._run(asked, context, rest, "raw" if rest.get("raw") else "latents")
+        if wanted is not None and not rest.get("raw"):
+
+            def answer(question: str, texts: list[str], reading: Reading) -> Completion:
+                given: Options = {**rest, "raw": True}
+                return self._run([question], texts, given, reading)[0]
+
+            texts = [generate.text_of(one) for one in generate.list_contexts(context)]
+            for at, one in enumerate(found):
+                if one.confidence is None or one.confidence < least:
+                    found[at] = read_anew(one, wanted, self.prompts, texts, asked[at], answer)
+        if cites:
+            texts = [generate.text_of(one) for one in generate.list_contexts(context)]
+            found = [
+                replace(one, citations=cite(texts, said or "", one.text))
+                for one, said in zip(found, asked, strict=True)
+            ]
+        return found[0] if is_one else found
 
     def stream(
         self,
@@ -250,10 +285,14 @@ class Model:
                     yield pieces[0]
         finally:
             answers.close()
-        yield answers.completions()[0]
+        yield self._trusted(answers, "raw" if options.get("raw") else "latents")[0]
 
     def _run(
-        self, questions: Sequence[str | None], context: ContextLike, options: Options
+        self,
+        questions: Sequence[str | None],
+        context: ContextLike,
+        options: Options,
+        reading: Reading,
     ) -> list[Completion]:
         answers = self._start(questions, context, **options)
         try:
@@ -261,7 +300,15 @@ class Model:
                 pass
         finally:
             answers.close()
-        return answers.completions()
+        return self._trusted(answers, reading)
+
+    def _trusted(self, answers: Answers, reading: Reading) -> list[Completion]:
+        """Return the answers with their confidence."""
+        measured = read_measured(self.fingerprint)
+        return [
+            replace(one, confidence=measured.confidence(reading, one.logprob))
+            for one in answers.completions()
+        ]
 
     def _start(
         self,
@@ -279,6 +326,8 @@ class Model:
         trusted: bool = False,
         template: Mapping[str, Any] | None = None,
         on_tokens: Callable[[int, int], None] | None = None,
+        is_turn: bool = False,
+        shows_control: bool = False,
     ) -> Answers:
         """Make the prompts of some questions, compressing what is text yet, and begin to answer."""
         started, compress_seconds = time.perf_counter(), 0.0
@@ -313,12 +362,13 @@ class Model:
         return Answers(
             engine,
             self.prompts,
-            generate.gather(engine, encoded, ratio),
+            generate.gather(engine, encoded, ratio, is_turn=is_turn),
             checked,
             stop=stop,
             ratio=ratio,
             started=started,
             compress_seconds=compress_seconds,
+            shows_control=shows_control,
         )
 
     def _remembered_or_compressed(

@@ -20,7 +20,9 @@ from octavo.errors import ConfigError, TrainingError
 
 Group = Literal["adapter", "encoder", "decoder", "memory_rows"]
 STAGES = ("adapter", "encoder", "decoder", "sft")
-KINDS = ("reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops", "quotes")
+KINDS = (
+    "reconstruction", "interleaved", "pairs", "chat", "qa", "needle", "hops", "quotes", "expand",
+)  # fmt: skip
 """Every kind of example, each made by the builder of its name in `data/builders`."""
 _LEAST = {
     **{"lora.rank": 0, "lora.encoder_rank": 1, "lora.alpha": 1},

@@ -5,6 +5,7 @@ half a character or half a stop string.
 """
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -17,6 +18,11 @@ _ACTING = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
     "|\r(?!\n)"
 )
+
+
+def sha256_of(text: str) -> str:
+    """Return the hex sha256 of a text as UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def control_tokens(tokenizer: Any) -> dict[str, tuple[int, Any]]:
@@ -125,8 +131,14 @@ def _begins_with_space(backend: Any) -> list[Any]:
 class TextStream:
     """The text of one answer, growing token by token."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        """Decode with `tokenizer`; the first of `stops` to appear ends the text before it."""
+    def __init__(
+        self, tokenizer: Any, stops: Sequence[str] = (), shows_control: bool = False
+    ) -> None:
+        """Decode with `tokenizer`; the first of `stops` to appear ends the text before it.
+
+        Control tokens are left out of the text unless it `shows_control`.
+        """
+        self._hides_control = not shows_control
         self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
         self._ids: list[int] = []
         self._settled, self._window = 0, 0  # ids before `_settled` are text; `_window` starts anew
@@ -181,7 +193,7 @@ class TextStream:
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=self._hides_control, clean_up_tokenization_spaces=False
         )
         return text
 

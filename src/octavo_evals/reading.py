@@ -2,8 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -50,6 +50,8 @@ class Held:
     """Leading positions that another question may share; by default the whole prefix."""
     compress_seconds: float = 0.0
     """Spent on making it, reading of the prompt not included."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What a method counts besides: rounds, positions read on the way, recall of passages."""
 
     @property
     def num_latents(self) -> int:
@@ -84,6 +86,8 @@ class Outcome:
     """From the first token to the last."""
     cache_bytes: int | None = None
     """The KV cache of the context, physically held and ready for the next question."""
+    logprob: float | None = None
+    """The mean natural logarithm of the answer's tokens, where the engine says it."""
 
     @property
     def counted(self) -> dict[str, Any]:
@@ -107,6 +111,12 @@ def read(model: Model, held: Held, parts: Parts) -> Outcome:
     return Outcome(reply=reply, prompt_tokens=num_positions, cache_bytes=held.answerer.kept_bytes)
 
 
+def recall(references: Sequence[str], text: str) -> float:
+    """Return the share of an item's references that stand in a text, whatever their case."""
+    folded = text.casefold()
+    return sum(one.casefold() in folded for one in references) / max(1, len(references))
+
+
 def check_fits(model: Model, num_positions: int, room: int) -> None:
     """Raise `PromptTooLongError` when a prompt and `room` for its answer are too long."""
     if num_positions + room > model.engine.max_positions:
@@ -119,14 +129,18 @@ def check_fits(model: Model, num_positions: int, room: int) -> None:
 def _answer(model: Model, held: Held, prompt: Prompt, parts: Parts) -> Outcome:
     """Generate greedily; the prefix is kept, so a later question reads only itself."""
     sampling = Sampling(
-        max_new_tokens=parts.item.max_new_tokens, stop_ids=tuple(model.engine.stop_ids)
+        max_new_tokens=parts.item.max_new_tokens,
+        stop_ids=tuple(model.engine.stop_ids),
+        logprobs=True,
     )
+    logprobs: list[float] = []
     text = TextStream(model.prompts.decoder_tokenizer, parts.item.stop)
     started = time.perf_counter()
     first: float | None = None
     with contextlib.closing(held.answerer.start([prompt], sampling)) as steps:
         for (token,) in steps:
             first = first or time.perf_counter()
+            logprobs += [one for one in getattr(steps, "logprobs", ()) if one is not None]
             if token is not None:
                 text.push(token)
             if text.is_finished:
@@ -141,4 +155,5 @@ def _answer(model: Model, held: Held, prompt: Prompt, parts: Parts) -> Outcome:
         ttft_seconds=(first or stopped) - started,
         decode_seconds=stopped - (first or stopped),
         cache_bytes=held.answerer.kept_bytes,
+        logprob=sum(logprobs) / len(logprobs) if logprobs else None,
     )

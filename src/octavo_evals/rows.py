@@ -79,6 +79,7 @@ ANSWER = RowKind(
     others={
         "length": _COUNT, "ratio": _NUMBER, "score": _NUMBER, "skipped": _TEXT, "answer": _TEXT,
         "references": (list,), "metrics": _TABLE, "metric": _TEXT, "about": _TABLE,
+        "notes": _TABLE, "logprob": _NUMBER,
         "seed": _COUNT, "model": _TEXT, "fingerprint": _TEXT, "device": _TEXT, "dtype": _TEXT,
         "machine": _TEXT, "versions": _TABLE, "threads": _COUNT, "is_reused": _BOOL,
         "is_masked": _BOOL, "context_id": _TEXT, "context_tokens": _COUNT, "prompt_tokens": _COUNT,

@@ -171,6 +171,7 @@ def _run(model: Model, work: _Work, todo: set[Key], account: Account) -> Iterato
             "latents": held.num_latents,
             "context_bytes": held.context_bytes,
             "peak_bytes": peak.bytes,
+            "notes": dict(held.notes),
             **outcome.counted,
         }
 

@@ -22,8 +22,11 @@ from octavo.errors import OctavoError
 
 VERBS = {
     "compress": "octavo.cli.answer:compress",
+    "ask": "octavo.cli.ask:ask",
     "generate": "octavo.cli.answer:generate",
     "chat": "octavo.cli.answer:chat",
+    "agent": "octavo.cli.agent:agent",
+    "store": "octavo.cli.store:store",
     "info": "octavo.cli.models:info",
     "pull": "octavo.cli.models:pull",
     "data": "octavo.cli.data:data",

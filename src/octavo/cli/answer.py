@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.inputs import (
+    STDIN,
     check_contexts_exist,
     check_output,
     check_single_stdin,
@@ -43,15 +44,25 @@ from octavo.progress import Progress
 if TYPE_CHECKING:
     from octavo.context import CompressedContext
     from octavo.generate import Completion
+    from octavo.ingest import DocumentText
     from octavo.model import Model
 
 
 def compress(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="A UTF-8 text; - is stdin.")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="OUT.safetensors", help="Where the context goes."),
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|-",
+            help="A UTF-8 text; - is stdin. PDF, HTML and docx with octavo[documents].",
+        ),
     ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT.safetensors",
+            help="Where the context goes; by default into the store.",
+        ),
+    ] = None,
     ratio: Ratio = None,
     model: ModelName = None,
     revision: Revision = None,
@@ -60,16 +71,20 @@ def compress(
     base: Base = None,
     engine: EngineName = "local",
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Fold a text into latents, saved as a context.
 
-    An existing file at OUT is replaced, in one step, once the new one is whole.
+    An existing file at OUT is replaced, in one step, once the new one is whole. Without OUT the
+    store keeps it (octavo store list), and folds no text twice.
     """
-    check_output(output, file)
-    text = read_text(file)
     choice = ModelChoice(
         model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
     )
+    if output is None:
+        _compress_into_store(file, choice, ratio, as_json)
+        return
+    check_output(output, file)
+    text = _read_document(file).text
     with bars() as report:
         loaded = open_model(choice, report, ratio)
         started = time.perf_counter()
@@ -93,6 +108,7 @@ def compress(
                     "ratio": context.ratio,
                     "prompt_tokens": 0,
                     "completion_tokens": 0,
+                    "cached_tokens": 0,
                 },
                 "timings": {
                     "compress_seconds": context.compress_seconds,
@@ -103,6 +119,37 @@ def compress(
                 "fingerprint": context.fingerprint,
             }
         )
+
+
+def _read_document(file: str) -> "DocumentText":
+    """Read a file as text, by its suffix; strictly as UTF-8 where it is text itself."""
+    from octavo.ingest import EXTRACTED, DocumentText, kind_of, read_document
+
+    if Path(file).suffix.lower() in EXTRACTED:
+        return read_document(file)
+    is_file = file != STDIN
+    kind = kind_of(Path(file)) if is_file else "prose"
+    return DocumentText(text=read_text(file), kind=kind, source=file if is_file else "")
+
+
+def _compress_into_store(file: str, choice: ModelChoice, ratio: int | None, as_json: bool) -> None:
+    from octavo.cli.store import line_of
+    from octavo.store import Store
+
+    document = _read_document(file)
+    opened = Store()
+    with bars() as report:
+        loaded = open_model(choice, report, ratio)
+        entry = opened.add(
+            document,
+            model=loaded,
+            ratio=ratio,
+            on_tokens=lambda done, total: report("compressing", done, total),
+        )
+    if as_json:
+        _echo_json(entry.to_dict())
+    else:
+        echo(line_of(entry))
 
 
 def generate(

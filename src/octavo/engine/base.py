@@ -53,6 +53,9 @@ class Prompt:
     """`SD`, in the order of the slots."""
     prefix_length: int = 0
     """Leading positions that later prompts may share: everything up to the last context's end."""
+    is_turn: bool = False
+    """Whether it is a turn of a conversation: whatever was read of it before is used again, and all
+    that is read now is kept, answer included. An engine that keeps prefixes alone may ignore it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +88,9 @@ class Batch(Protocol):
         once all rows have ended. Rows answer as they would alone.
         """
         ...
+    num_reused: int
+    """Positions of the prompts that were not read, since their KV cache was there; 0 before the
+    first step."""
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """Return itself."""

@@ -5,7 +5,7 @@ Shapes: B rows, T positions, D decoder width, V vocabulary.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,6 +49,10 @@ class _Lane:
     """What the decoder calls its cache, where it has one of its own kind."""
     prefix: tuple[bytes, GrowingCache, int] | None = None
     """The kept prefix that a single row grows in place, without a copy."""
+    turn: Prompt | None = None
+    """The turn of a conversation that a single row is."""
+    fed: list[int] = field(default_factory=list)
+    """Tokens of a turn's answer that were read."""
 
     @property
     def length(self) -> int:
@@ -71,6 +75,11 @@ class LocalBatch:
         self._is_closed = not prompts
         for index, prompt in enumerate(prompts):
             self._add(prompt, sampling, sampling.seed_of(index))
+
+    @property
+    def num_reused(self) -> int:
+        """Positions of all prompts that were not read, since they were kept."""
+        return sum(self.reused)
 
     def join(self, prompt: Prompt, sampling: Sampling) -> int:
         """Let one more prompt in; the next step reads it. Returns its row, maybe one that ended."""
@@ -134,7 +143,10 @@ class LocalBatch:
         """Let the reader keep the prefix of a lane whose cache nobody reads any more."""
         if lane.prefix is not None:
             with self._reader.lock:
-                self._reader.give_back(*lane.prefix)
+                if lane.turn is not None:
+                    self._reader.turns.keep(lane.turn, lane.fed, lane.prefix[1])
+                else:
+                    self._reader.give_back(*lane.prefix)
             lane.prefix = None
 
     # -- reading the prompts ---------------------------------------------------------------------
@@ -193,10 +205,16 @@ class LocalBatch:
     def _read_alone(self, row: int) -> dict[int, Tensor]:
         """Read one prompt, growing its prefix in place."""
         reader, prompt = self._reader, self._prompt(row)
-        self.reused[row] = reader.kept_of(prompt)
-        key, cache, prefix = reader.take(prompt)
-        assert cache is not None
+        if prompt.is_turn:
+            key, (cache, prefix) = b"", reader.turns.take(prompt)
+            self.reused[row] = prefix
+        else:
+            self.reused[row] = reader.kept_of(prompt)
+            key, kept, prefix = reader.take(prompt)
+            assert kept is not None
+            cache = kept
         lane = _Lane([row], cache, [len(prompt.input_ids)], prefix=(key, cache, prefix))
+        lane.turn = prompt if prompt.is_turn else None
         self._lanes = [lane]
         logits_1TV, _ = reader.read(reader.embed(prompt, prefix), cache)
         return {row: logits_1TV[0, -1]}
@@ -290,6 +308,8 @@ class LocalBatch:
         )
         if lane.keyword:
             lane.cache = output_cache(output)[1]
+        if lane.turn is not None:
+            lane.fed += ids_B1[0].tolist()
         return {row: logits_BTV[at, -1] for at, row in enumerate(lane.rows)}
 
     def _chosen(self, logits: dict[int, Tensor]) -> list[int | None]:

@@ -7,7 +7,8 @@ real ones.
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class KnownBatch:
         self.logprobs: list[float | None] = [None] * len(answers)
         self.alternatives: list[list[tuple[int, float]]] = [[] for _ in answers]
         self.reused = [0] * len(answers)
+        self.num_reused = 0
 
     def join(self, prompt: Prompt, sampling: Sampling) -> int:
         """Add a row."""
@@ -158,3 +160,21 @@ class FakeEngine:
         words = self._words(prompt)
         length = min(sampling.max_new_tokens, rng.randint(8, 15))
         return [rng.choice(words) for _ in range(length)]
+
+
+class ScriptedEngine(FakeEngine):
+    """A fake that says what it is told, turn by turn: a strong model, for tests of agents."""
+
+    def __init__(self, *args: Any, script: Iterable[Sequence[int]], **settings: Any) -> None:
+        """Imitate a model; `script` holds the tokens of each answer, and then there are none."""
+        super().__init__(*args, **settings)
+        self._script = iter(script)
+        self.asked: list[Prompt] = []
+        """Every prompt that was answered."""
+
+    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:
+        """Say the next lines of the script."""
+        self.asked += prompts
+        return KnownBatch(
+            [list(next(self._script, ()))[: sampling.max_new_tokens] for _ in prompts]
+        )

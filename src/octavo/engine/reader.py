@@ -14,6 +14,7 @@ from torch import Tensor
 from octavo.engine.attention import use_lower_right
 from octavo.engine.base import Prompt
 from octavo.engine.cache import GrowingCache
+from octavo.engine.turns import Turns
 from octavo.nn.cache import as_keyword, bytes_of, has_plain_cache, places
 from octavo.nn.lclm import LCLM
 
@@ -37,17 +38,21 @@ class PromptReader:
             use_lower_right(lclm.decoder)
         self._kept: OrderedDict[bytes, GrowingCache] = OrderedDict()
         self.max_kept = KEPT_PREFIXES
+        self.turns = Turns(lclm.memory_token_id)
+        self.num_read = 0
+        """Positions that went through the decoder, as long as this lives."""
 
     @property
     def kept_bytes(self) -> int:
         """The bytes that the KV caches of kept prefixes hold."""
         with self.lock:
-            return sum(bytes_of(cache) for cache in self._kept.values())
+            return sum(bytes_of(cache) for cache in (*self._kept.values(), *self.turns.caches))
 
     def forget(self) -> None:
         """Let go of kept prefixes."""
         with self.lock:
             self._kept.clear()
+            self.turns.forget()
 
     def prefix_of(self, prompt: Prompt) -> tuple[bytes, int]:
         """Return what identifies a prompt's prefix, and its length."""
@@ -119,6 +124,7 @@ class PromptReader:
         `keep` is a number of positions at the end, or an index. With a growing cache it reads in
         pieces, the last of which holds all that is kept.
         """
+        self.num_read += embeds_BTD.shape[0] * embeds_BTD.shape[1]
         pieces = [embeds_BTD]
         if self.is_plain and not inputs:
             length = embeds_BTD.shape[1]

@@ -54,6 +54,7 @@ class Entry:
 
 
 _LATENTS, _PROMPTS = "octavo_evals.methods.latents", "octavo_evals.methods.prompts"
+_AGENTS = "octavo_evals.methods.agents"
 
 
 def _press(light: str, dark: str, marker: str) -> Entry:
@@ -74,6 +75,11 @@ METHODS: Mapping[str, Entry] = {
     "raw": _control(_PROMPTS, "#1f2328", "#e6e8eb", "s", has_ratio=False),
     "none": _control(_PROMPTS, "#6e7781", "#98a1ab", "X", has_ratio=False),
     "octavo": Entry(place=_LATENTS, colours=("#d9480f", "#ff8a4c")),
+    "octavo-agent[model]": Entry(place=_AGENTS, colours=("#b8336a", "#f07aa8"), marker="*"),
+    "octavo-agent[retrieval]": Entry(place=_AGENTS, colours=("#a03608", "#ffb08a"), marker="*"),
+    "octavo-agent[likelihood]": Entry(place=_AGENTS, colours=("#7d5ba6", "#bfa0e6"), marker="*"),
+    "octavo-agent[hybrid]": Entry(place=_AGENTS, colours=("#c47f00", "#ffca5c"), marker="*"),
+    "passages": Entry(place=_AGENTS, colours=("#0b5d3b", "#7ddba8"), marker="P"),
     "bm25": _prompt("#117733", "#4fc27a", "P"),
     "llmlingua2": _prompt("#7a7a1f", "#c9c960", "X"),
     "truncate-left": _prompt("#8a6642", "#c79f75", "<"),
@@ -110,7 +116,7 @@ def choose(names: Sequence[str], ratios: Sequence[int]) -> list[tuple[str, int |
     """
     chosen: dict[tuple[str, int | None], None] = {}
     for given in names:
-        name, at, own = given.partition("@")
+        name, at, own = _with_policy_first(given).partition("@")
         if name in OLD_NAMES:
             now = OLD_NAMES[name]
             raise EvaluationError(f"the method {name} is now called {now}; give --method {now}")
@@ -137,6 +143,13 @@ def choose(names: Sequence[str], ratios: Sequence[int]) -> list[tuple[str, int |
     return list(chosen)
 
 
+def _with_policy_first(given: str) -> str:
+    """Return `agent@4[model]`, which is how it is shown, as the table has it: `agent[model]@4`."""
+    name, bracket, policy = given.partition("[")
+    base, at, ratio = name.partition("@")
+    return f"{base}{bracket}{policy}{at}{ratio}"
+
+
 def make_method(name: str, ratio: int | None, model: "Model", data: "DataFiles") -> Method:
     """Make a method ready to run; raises `MissingExtraError` where its library is not installed."""
     method: Method = importlib.import_module(METHODS[name].place).make(name, model, ratio, data)
@@ -144,13 +157,14 @@ def make_method(name: str, ratio: int | None, model: "Model", data: "DataFiles")
 
 
 def label(name: str, ratio: float | None) -> str:
-    """Return how a method at a ratio is written: `octavo@4`, `raw`."""
-    return f"{name}@{ratio:g}" if ratio else name
+    """Return how a method at a ratio is written: `octavo@4`, `raw`, `octavo-agent@4[model]`."""
+    base, bracket, policy = name.partition("[")
+    return f"{base}@{ratio:g}{bracket}{policy}" if ratio else name
 
 
 def split_label(label: str) -> tuple[str, float]:
     """Return a label's method and ratio, 0 without one."""
-    method, _, ratio = label.rpartition("@")
+    method, _, ratio = _with_policy_first(label).rpartition("@")
     return (method, float(ratio)) if ratio.replace(".", "", 1).isdecimal() else (label, 0.0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.model import Model
 from octavo_evals.parts import Parts
-from octavo_evals.reading import Held
+from octavo_evals.reading import Held, recall
 from octavo_evals.task import DataFiles
 
 Keep = Callable[[Parts, int], Sequence[int]]
@@ -44,7 +44,14 @@ class RawText:
             # A method that sees the question keeps nothing that another question could use.
             shared=len(parts.head) if self.sees_question else None,
             compress_seconds=seconds if self.ratio else 0.0,
+            notes={"recall": recall(parts.item.references, self._text(kept))}
+            if self.sees_question
+            else {},
         )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._model.prompts.decoder_tokenizer.decode(list(ids))
+        return text
 
 
 def keep_end(parts: Parts, budget: int) -> Sequence[int]:

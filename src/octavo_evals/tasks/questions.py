@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from octavo.errors import EvaluationError
@@ -37,7 +38,7 @@ class Squad(Task):
     def make(self, request: Request) -> Iterator[Item]:
         """Yield the answerable questions, context by context."""
         by_context: dict[str, list[Item]] = {}
-        for record, answers in read_squad(request, self.name):
+        for record, answers in read_squad(request, "squad"):
             if not answers:
                 continue
             context = record.text("context")
@@ -60,6 +61,39 @@ class Squad(Task):
             "score": metrics.best(metrics.word_f1, reply.text, item.references),
             "exact": metrics.best(metrics.exact_match, reply.text, item.references),
         }
+
+
+class SquadParagraphs(Squad):
+    """A question of SQuAD whose paragraph stands among others, which have to be told from it.
+
+    The others are paragraphs of the same file, drawn with the seed; the order is drawn too. An
+    answer may also stand in another paragraph. One question a paragraph, in the order of `squad`.
+    """
+
+    def __init__(self, num_paragraphs: int) -> None:
+        """Put so many paragraphs into a context."""
+        self.num_paragraphs, self.name = num_paragraphs, f"squad-{num_paragraphs}"
+
+    def make(self, request: Request) -> Iterator[Item]:
+        """Yield an item for each paragraph."""
+        items = list({item.context: item for item in self._plain(request)}.values())
+        if len(items) < self.num_paragraphs:
+            raise EvaluationError(
+                f"{self.name} needs {self.num_paragraphs} paragraphs, but --data squad holds "
+                f"{len(items)}; give all of SQuAD's dev set"
+            )
+        for item in items:
+            rng = random.Random(f"{request.seed}/{self.name}/{item.id}")
+            others = rng.sample(
+                [one.context for one in items if one is not item], self.num_paragraphs - 1
+            )
+            paragraphs = [item.context, *others]
+            rng.shuffle(paragraphs)
+            place = {"paragraph": paragraphs.index(item.context)}
+            yield replace(item, context="\n\n".join(paragraphs), about=place)
+
+    def _plain(self, request: Request) -> Iterator[Item]:
+        return Squad().make(request)
 
 
 def read_squad(request: Request, name: str) -> Iterator[tuple[Record, list[str]]]:
@@ -196,4 +230,4 @@ def _layout(pairs: Pairs) -> str:
     return "{" + ",\n ".join(f'"{key}": "{value}"' for key, value in pairs) + "}"
 
 
-TASKS = (Squad(), KeyValue())
+TASKS = (Squad(), SquadParagraphs(20), SquadParagraphs(30), KeyValue())

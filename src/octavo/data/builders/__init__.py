@@ -8,7 +8,17 @@ such as a document that is too short; the caller draws again.
 import random
 from collections.abc import Callable
 
-from octavo.data.builders import chat, hops, interleaved, needle, pairs, qa, quotes, reconstruction
+from octavo.data.builders import (
+    chat,
+    expand,
+    hops,
+    interleaved,
+    needle,
+    pairs,
+    qa,
+    quotes,
+    reconstruction,
+)
 from octavo.data.documents import MIN_CHARS, Use
 from octavo.data.examples import Example, ExampleMaker
 from octavo.data.sources import Library
@@ -26,6 +36,7 @@ BUILDERS: dict[str, Builder] = {
     "needle": needle.build,
     "hops": hops.build,
     "quotes": quotes.build,
+    "expand": expand.build,
 }
 """The builder of each kind, in the order of `octavo.recipe.KINDS`."""
 

@@ -51,6 +51,33 @@ def build(
     """Hide facts in prose of `context_tokens`, or list keys and values, and ask for some."""
     if rng.random() < LISTS:
         return _from_list(rng, maker, mixture)
+    made = _in_prose(rng, library, maker, mixture)
+    if made is None:
+        return None
+    context, facts, _, origin = made
+    questions = _questions(rng, facts, rng.randint(1, mixture.max_questions))
+    return dialogue(rng, maker, mixture, "needle", context, questions, origin)
+
+
+def hidden_facts(
+    rng: random.Random, library: Library, maker: ExampleMaker, mixture: MixtureSection
+) -> tuple[str, Question, list[str], str] | None:
+    """Hide facts in prose; return it, a question, the sentences that answer it, and the origin."""
+    made = _in_prose(rng, library, maker, mixture)
+    if made is None:
+        return None
+    context, facts, sentences, origin = made
+    count = rng.randint(1, min(2, len(facts)))
+    asked = rng.sample(range(len(facts)), count)
+    chosen = [facts[at] for at in asked]
+    question = _one(rng, *chosen[0]) if count == 1 else _several(chosen)
+    return context, question, [sentences[at] for at in asked], origin
+
+
+def _in_prose(
+    rng: random.Random, library: Library, maker: ExampleMaker, mixture: MixtureSection
+) -> tuple[str, list[Fact], list[str], str] | None:
+    """Hide facts between the sentences of a document; return also how each was said."""
     document = library.prose(rng)
     count = rng.randint(1, MAX_FACTS)
     names = keys(rng, count)
@@ -68,8 +95,7 @@ def build(
     context = hide(rng, maker.prompts, document.text, sentences, bounds, in_order=False)
     if not context or any(context.count(name) > 1 for name in names):  # the prose may say it too
         return None
-    questions = _questions(rng, facts, rng.randint(1, mixture.max_questions))
-    return dialogue(rng, maker, mixture, "needle", context, questions, document.origin)
+    return context, facts, sentences, document.origin
 
 
 def _questions(rng: random.Random, facts: Sequence[Fact], most: int) -> list[Question]:
