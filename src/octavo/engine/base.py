@@ -88,9 +88,11 @@ class Batch(Protocol):
         once all rows have ended. Rows answer as they would alone.
         """
         ...
-    num_reused: int
-    """Positions of the prompts that were not read, since their KV cache was there; 0 before the
-    first step."""
+
+    @property
+    def num_reused(self) -> int:
+        """Positions of all prompts that were not read, since they were kept; 0 before."""
+        ...
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """Return itself."""
