@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from octavo.errors import OctavoError
 from octavo.ingest import read_document
 from octavo.serve.backends import Backend, Job, LocalBackend, Piece, Reply
+from octavo.serve.compaction import Seal
 from octavo.serve.database import Database
 from octavo.serve.limits import Limits
 from octavo.serve.parts import Reader
@@ -38,6 +39,7 @@ class Service:
         self.backend, self.limits, self.policy = backend, limits, policy
         self.store = Store(folder)
         self.database = Database(folder / "serve.sqlite")
+        self.seal = Seal(folder / "serve.key", backend.fingerprint)
         self.metrics = Metrics(backend)
 
     def model_of(self, asked: str | None) -> str:
