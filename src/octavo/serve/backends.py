@@ -88,6 +88,10 @@ class Reply(Protocol):
         """Yield until every answer has ended; closing it early frees the work at once."""
         ...
 
+    async def aclose(self) -> None:
+        """Free what it holds, also where nobody read it; may be called twice."""
+        ...
+
 
 class Backend(Protocol):
     """Whatever answers."""
@@ -323,8 +327,8 @@ class LocalReply:
             self._prompt, sampling, lambda event: self._events.put_nowait((index, event))
         )
 
-    def close(self) -> None:
-        """End what still runs; may be called twice."""
+    async def aclose(self) -> None:
+        """End what still runs."""
         if not self._is_ended:
             self._is_ended = True
             assert self._backend._scheduler is not None
@@ -371,7 +375,7 @@ class LocalReply:
                         index=index, text=said, calls=calls, logprobs=logprobs, finish=finish
                     )
         finally:
-            self.close()
+            await self.aclose()
 
     def _finish(self, text: TextStream, reader: CallReader | None) -> str:
         if reader is not None and reader.num_calls:

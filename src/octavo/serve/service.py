@@ -113,9 +113,7 @@ class Service:
 
     async def release(self, opened: Reply) -> None:
         """Free what a reply holds, also if nobody read it."""
-        close = getattr(opened, "close", None)
-        if close is not None:
-            close()
+        await opened.aclose()
 
     def note(self, error: Exception) -> None:
         """Log an error that is not the client's; never its text, which may hold a user's."""
