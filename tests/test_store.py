@@ -180,7 +180,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["text.txt", "passages.safetensors", "0.safetensors", "entry.json"])
+@pytest.mark.parametrize(
+    "name", ["text.txt", "passages.safetensors", "0.safetensors", "entry.json"]
+)
 def test_a_flipped_bit_is_found_by_verify_and_never_read(
     store: Store, fake_model: octavo.Model, name: str
 ) -> None:

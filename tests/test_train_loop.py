@@ -26,8 +26,8 @@ from octavo.data.rows import Row, Rows
 from octavo.errors import TrainingError
 from octavo.nn import LCLM
 from octavo.recipe import StageSection
-from octavo.train.groups import group_of, set_trainable
 from octavo.train.feed import RowOrder
+from octavo.train.groups import group_of, set_trainable
 from octavo.train.loop import Stage, learning_rate
 from octavo.train.stages import train
 from octavo.weights.layout import read

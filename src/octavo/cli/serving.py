@@ -110,9 +110,7 @@ def serve(
 def mcp(
     store: StoreFolder = None,
     model: ModelName = None,
-    fold: Annotated[
-        bool, typer.Option(help="Fold texts with a model, or only index them.")
-    ] = True,
+    fold: Annotated[bool, typer.Option(help="Fold texts with a model, or only index them.")] = True,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,

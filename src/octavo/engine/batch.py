@@ -17,7 +17,6 @@ from octavo.engine.choose import Chooser
 from octavo.engine.reader import PromptReader
 from octavo.nn.cache import fresh_cache, output_cache
 
-
 MAX_PADDING = 2
 """Rows lie side by side only where none is filled up to more than so many times its length."""
 FREE_PADDING = 64
@@ -241,7 +240,9 @@ class LocalBatch:
         assert prefix_cache is not None
         try:
             rests = {row: reader.embed(self._prompt(row), prefix) for row in rows}
-            for index, row in enumerate(rows):  # what another row of the step read is not read again
+            for index, row in enumerate(
+                rows
+            ):  # what another row of the step read is not read again
                 self.reused[row] = prefix if index else kept
             waiting = sorted(rows, key=lambda row: rests[row].shape[1])
             while waiting:

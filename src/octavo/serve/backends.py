@@ -322,10 +322,10 @@ class LocalReply:
 
     def _ticket(self, index: int) -> Ticket:
         seed = self._job.seed
-        sampling = replace(self._sampling, seed=None if seed is None else (seed + index) % (1 << 63))
-        return Ticket(
-            self._prompt, sampling, lambda event: self._events.put_nowait((index, event))
+        sampling = replace(
+            self._sampling, seed=None if seed is None else (seed + index) % (1 << 63)
         )
+        return Ticket(self._prompt, sampling, lambda event: self._events.put_nowait((index, event)))
 
     async def aclose(self) -> None:
         """End what still runs."""

@@ -113,9 +113,7 @@ def _drawing(service: Service, body: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _answer(
-    request: Request, service: Service, work: Any, form: Any, body: Any
-) -> Response:
+async def _answer(request: Request, service: Service, work: Any, form: Any, body: Any) -> Response:
     async def begin() -> tuple[Reply, int]:
         job, folded = await work
         return await service.open(job), folded

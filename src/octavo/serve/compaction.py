@@ -57,7 +57,9 @@ class Seal:
             raise _refusal("was made for another model")
         try:
             raw = base64.urlsafe_b64decode(sealed.encode())
-            packed = self._cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], self._bound(owner))
+            packed = self._cipher.decrypt(
+                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], self._bound(owner)
+            )
         except (InvalidTag, ValueError) as error:
             raise _refusal("was made with another key, or was changed") from error
         found = json.loads(zlib.decompressobj().decompress(packed, MAX_TEXT_BYTES))

@@ -17,7 +17,17 @@ from octavo.serve.wire import RequestError, new_id, now, reply, shape, unless_go
 
 router = APIRouter(prefix="/v1", tags=["contexts and files"])
 Limit = Annotated[int, Query(ge=1, le=100)]
-SHAPE = ("id", "object", "created_at", "name", "model", "ratio", "source_tokens", "latents", "bytes")
+SHAPE = (
+    "id",
+    "object",
+    "created_at",
+    "name",
+    "model",
+    "ratio",
+    "source_tokens",
+    "latents",
+    "bytes",
+)
 PAGE = ("object", "data", "first_id", "last_id", "has_more")
 
 
@@ -34,7 +44,10 @@ PAGE = ("object", "data", "first_id", "last_id", "has_more")
                         "type": "object",
                         "required": ["file"],
                         "properties": {
-                            "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                            "file": {
+                                "type": "array",
+                                "items": {"type": "string", "format": "binary"},
+                            },
                             "ratio": {"type": "integer", "minimum": 1},
                             "name": {"type": "string"},
                         },
@@ -122,7 +135,9 @@ def page_of(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
 ANSWER = ("object", "passages")
 
 
-@router.post("/contexts/ask", responses=shape("Passages with their places, and an answer.", *ANSWER))
+@router.post(
+    "/contexts/ask", responses=shape("Passages with their places, and an answer.", *ANSWER)
+)
 async def ask(request: Request, body: AskRequest) -> Response:
     """Find the passages that a question rests on, and answer from them."""
     service, owner = service_of(request), owner_of(request)

@@ -90,7 +90,9 @@ class Database:
         return bool(
             self._run(
                 "DELETE FROM objects WHERE kind = ? AND id = ? AND owner = ? RETURNING id",
-                kind, id, owner,
+                kind,
+                id,
+                owner,
             )  # fmt: skip
         )
 

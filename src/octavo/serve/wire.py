@@ -53,9 +53,7 @@ def to_json(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def reply(
-    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
+def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response."""
     return Response(to_json(content), status, headers, media_type="application/json")
 
