@@ -27,8 +27,27 @@ LONG = TEXT * 4
 ASKED: Any = [{"role": "user", "content": "Who signed?"}]
 
 
-def client_of(url: str, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=30)
+OPENED: list[openai.OpenAI | httpx.Client] = []
+
+
+@pytest.fixture(autouse=True)
+def _hang_up() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def client_of(url: str) -> openai.OpenAI:
+    made = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+    OPENED.append(made)
+    return made
+
+
+def http_of(url: str, key: str = "none") -> httpx.Client:
+    headers = {"authorization": f"Bearer {key}"}
+    made = httpx.Client(base_url=url, headers=headers, timeout=60)
+    OPENED.append(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +69,8 @@ def locked(fake_model: octavo.Model, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def events_of(response: httpx.Response) -> list[Any]:
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line[:5] == "data:"]
-    return [json.loads(line) for line in lines if line != "[DONE]"]
+    lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 # -- chat and completions --------------------------------------------------------------------------
@@ -94,7 +113,7 @@ def test_the_clients_own_stream_helper_understands_several_answers(local: str) -
         model="", messages=ASKED, n=3, max_tokens=5, seed=1, temperature=1.0
     ) as stream:
         kinds = [event.type for event in stream]
-        final = stream.get_final_completion()
+        final = stream.current_completion_snapshot
     assert "content.done" in kinds
     assert [choice.index for choice in final.choices] == [0, 1, 2]
 
@@ -201,7 +220,8 @@ REFUSED: list[Any] = [
 def test_what_cannot_be_answered_is_refused_in_the_form_clients_read(
     url: str, body: Any, status: int, code: str | None
 ) -> None:
-    made = httpx.post(f"{url}/chat/completions", content=json.dumps(body))
+    headers = {"content-type": "application/json"}
+    made = httpx.post(f"{url}/chat/completions", content=json.dumps(body), headers=headers)
     assert made.status_code == status, made.text
     error = made.json()["error"]
     assert error["code"] == code
@@ -248,7 +268,7 @@ def test_a_client_that_vanishes_frees_its_row(model: octavo.Model, tmp_path: Pat
     with serving(model, tmp_path) as url:
         host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
         for is_stream in (True, False):
-            asked = {"messages": ASKED, "max_tokens": 8000, "temperature": 2, "stream": is_stream}
+            asked = {"messages": ASKED, "max_tokens": 4000, "temperature": 2, "stream": is_stream}
             body = json.dumps(asked).encode()
             with socket.create_connection((host, int(port))) as link:
                 head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\n"
@@ -271,7 +291,7 @@ def test_a_full_queue_says_when_to_come_again(model: octavo.Model, tmp_path: Pat
     with serving(model, tmp_path, max_waiting=1) as url:
         client = client_of(url)
         running = client.chat.completions.create(
-            model="", messages=ASKED, max_tokens=8000, temperature=2, stream=True
+            model="", messages=ASKED, max_tokens=4000, temperature=2, stream=True
         )
         next(iter(running))
         with pytest.raises(openai.RateLimitError) as refusal:
@@ -349,7 +369,7 @@ def test_an_agent_of_sixty_turns_never_outgrows_the_decoder(
             function = {"name": "look", "arguments": json.dumps({"row": number})}
             call = {"id": f"c{number}", "type": "function", "function": function}
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-            told = f"{number}: {TEXT}"
+            told = f"{number}: {TEXT[:180]}"
             messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": told})
             usage: Any = client.chat.completions.create(
                 model="", messages=messages, max_tokens=2
@@ -360,7 +380,7 @@ def test_an_agent_of_sixty_turns_never_outgrows_the_decoder(
 
 
 def test_contexts_are_made_listed_expanded_grown_asked_and_deleted(local: str) -> None:
-    http = httpx.Client(base_url=local)
+    http = http_of(local)
     files = [("file", ("a.txt", LONG)), ("file", ("b.md", f"# Tides\n\n{TEXT}"))]
     both = http.post("/contexts", files=files, data={"ratio": "4"}).json()["data"]
     assert [one["name"] for one in both] == ["a.txt", "b.md"]
@@ -396,7 +416,7 @@ def test_files_are_kept_and_read_by_their_ids(local: str) -> None:
     assert client.files.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(made.id)
-    with pytest.raises(openai.BadRequestError, match="binary|UTF-8"):
+    with pytest.raises(openai.BadRequestError, match=r"binary|UTF-8"):
         client.files.create(file=("log.txt", b"\0\1"), purpose="user_data")
 
 
@@ -442,9 +462,7 @@ def test_a_compacted_conversation_goes_on_from_latents(local: str) -> None:
     folded = client.responses.compact(model="", input=HISTORY)
     assert [item.type for item in folded.output] == ["message", "compaction"]
     again: Any = [item.model_dump(warnings=False) for item in folded.output]
-    made: Any = client.responses.create(
-        model="", input=[*again, *ASKED], max_output_tokens=4
-    )
+    made: Any = client.responses.create(model="", input=[*again, *ASKED], max_output_tokens=4)
     plain: Any = client.responses.create(model="", input=[*HISTORY, *ASKED], max_output_tokens=4)
     assert made.usage.compression["latents"] > 0
     assert made.usage.input_tokens < plain.usage.input_tokens / 2
@@ -495,10 +513,7 @@ def test_a_key_is_needed_and_its_scopes_bound_it(locked: str) -> None:
 
 
 def test_no_key_reaches_what_another_one_made(locked: str) -> None:
-    ada, bob = (
-        httpx.Client(base_url=locked, headers={"authorization": f"Bearer sk-{name}"})
-        for name in ("ada", "bob")
-    )
+    ada, bob = http_of(locked, "sk-ada"), http_of(locked, "sk-bob")
     context = ada.post("/contexts", json={"text": LONG}).json()["id"]
     file = ada.post("/files", files={"file": ("a.txt", TEXT)}, data={"purpose": "x"}).json()["id"]
     response = ada.post("/responses", json={"input": "Who?", "max_output_tokens": 2}).json()["id"]
@@ -547,7 +562,7 @@ def test_a_server_without_keys_answers_this_machine_alone(url: str) -> None:
 def test_a_key_file_that_is_wrong_is_refused(tmp_path: Path) -> None:
     for text in ("", "[[key]]", '[[key]]\nname = "a"\nkey = "b"\nscopes = ["all"]', "key = 1"):
         (tmp_path / "keys.toml").write_text(text, encoding="utf-8")
-        with pytest.raises(ConfigError, match="cannot be used|has no key"):
+        with pytest.raises(ConfigError, match=r"cannot be used|has no key"):
             Keys(tmp_path / "keys.toml")
 
 

@@ -9,11 +9,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from octavo import generate
-from octavo.context import CompressedContext, sha256_of
+from octavo.context import CompressedContext
 from octavo.engine.base import Prompt
 from octavo.errors import ContextError, PromptTooLongError
 from octavo.model import Model
@@ -22,7 +22,7 @@ from octavo.serve.limits import Limits
 from octavo.serve.scheduler import Event, Scheduler, Ticket, Token
 from octavo.serve.tools import CallReader, described, knows_tools, spelled_out
 from octavo.serve.wire import RequestError
-from octavo.text import TextStream
+from octavo.text import TextStream, sha256_of
 
 KEPT_CONTEXT_BYTES = 256 << 20
 """Of contexts made on the way to an answer, which are found again when a text comes again."""
@@ -144,7 +144,7 @@ class LocalBackend:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def check(self) -> bool:
-        """It is ready as soon as it is there."""
+        """Return that it is ready, as it is once it is there."""
         return True
 
     async def count(self, text: str) -> int:
@@ -153,7 +153,8 @@ class LocalBackend:
 
     async def measure(self, job: Job) -> Tally:
         """Encode a job's prompt and count it."""
-        return (await self._in_thread(self._encode, job, threading.Event()))[1]
+        _, tally = await self._in_thread(self._encode, job, threading.Event())
+        return Tally(**asdict(tally))
 
     @property
     def load(self) -> dict[str, float]:

@@ -228,16 +228,16 @@ class _Chat:
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the choices of a piece's chunks: what it says, then that it ends."""
-        found = []
+        found: list[dict[str, Any]] = []
         delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
         if piece.calls:
             delta["tool_calls"] = list(piece.calls)
         logprobs = {"content": list(piece.logprobs), "refusal": None} if piece.logprobs else None
         if delta or logprobs:
-            said = {"delta": delta, "logprobs": logprobs, "finish_reason": None}
+            said: dict[str, Any] = {"delta": delta, "logprobs": logprobs, "finish_reason": None}
             found.append({"index": piece.index, **said})
         if piece.finish:
-            end = {"delta": {}, "logprobs": None, "finish_reason": piece.finish}
+            end: dict[str, Any] = {"delta": {}, "logprobs": None, "finish_reason": piece.finish}
             found.append({"index": piece.index, **end})
         return found
 

@@ -16,10 +16,10 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from octavo.context import sha256_of
 from octavo.errors import ConfigError
 from octavo.files import write_file
 from octavo.serve.wire import RequestError, new_id
+from octavo.text import sha256_of
 
 MARK = "octavo1."
 MAX_TEXT_BYTES = 64 << 20

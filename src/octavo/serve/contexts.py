@@ -1,11 +1,11 @@
-"""`/v1/contexts` and `/v1/files`: texts folded once, asked many times, each the key's that made it."""
+"""`/v1/contexts` and `/v1/files`: texts folded once and asked many times, by who made them."""
 
 import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from octavo.ask.sources import TextSource, find_passages, join_passages
 from octavo.serve.backends import Job
@@ -61,20 +61,26 @@ async def create_context(request: Request) -> Response:
     """Fold a text (JSON) or files (multipart) and keep them."""
     service, owner = service_of(request), owner_of(request)
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        form = await request.form()
-        files = [one for one in form.getlist("file") if isinstance(one, UploadFile)]
-        ratio = str(form.get("ratio") or "")
-        if not files or (ratio and not ratio.isdigit()):
-            raise RequestError("the form needs a file, and a ratio that is a number", param="file")
-        made = []
-        for one in files:
-            text = await asyncio.to_thread(extract, await one.read(), one.filename or "")
-            name = str(form.get("name") or one.filename or "") if len(files) == 1 else one.filename
-            asked = ContextRequest(text=text, name=name or None, ratio=int(ratio or 0) or None)
-            made.append(await unless_gone(request, _add(service, owner, asked)))
+        async with request.form() as form:
+            asked = await _uploaded(form)
+        made = [await unless_gone(request, _add(service, owner, one)) for one in asked]
         return reply(made[0] if len(made) == 1 else {"object": "list", "data": made})
     body = ContextRequest.model_validate_json(await request.body())
     return reply(await unless_gone(request, _add(service, owner, body)))
+
+
+async def _uploaded(form: FormData) -> list[ContextRequest]:
+    """Return what a form asks to keep, its files read as text."""
+    files = [one for one in form.getlist("file") if isinstance(one, UploadFile)]
+    ratio = str(form.get("ratio") or "")
+    if not files or (ratio and not ratio.isdecimal()):
+        raise RequestError("the form needs a file, and a ratio that is a number", param="file")
+    asked = []
+    for one in files:
+        text = await asyncio.to_thread(extract, await one.read(), one.filename or "")
+        name = str(form.get("name") or one.filename or "") if len(files) == 1 else one.filename
+        asked.append(ContextRequest(text=text, name=name or None, ratio=int(ratio or 0) or None))
+    return asked
 
 
 async def _add(service: Service, owner: str, asked: ContextRequest) -> dict[str, Any]:
@@ -154,7 +160,7 @@ async def ask(request: Request, body: AskRequest) -> Response:
         }
         for one in found
     ]  # fmt: skip
-    answer = {"object": "answer", "passages": passages, "text": None}
+    answer: dict[str, Any] = {"object": "answer", "passages": passages, "text": None}
     if body.answer and found:
         read = join_passages({(one.source, one.passage.index): one.text for one in found})
         message = {"role": "user", "content": f"{read}\n\n{body.question}"}
@@ -254,17 +260,18 @@ FILE = ("id", "object", "bytes", "created_at", "filename", "purpose", "status")
 async def create_file(request: Request) -> Response:
     """Upload a document, whose text is taken at once, so that a bad one is refused here."""
     service, owner = service_of(request), owner_of(request)
-    form = await request.form()
-    file = form.get("file")
-    if not isinstance(file, UploadFile):
-        raise RequestError("the form needs a file", param="file")
+    async with request.form() as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise RequestError("the form needs a file", param="file")
+        data, name = await file.read(), (file.filename or "file.txt")[:255]
+        purpose = str(form.get("purpose") or "user_data")
     if service.database.count("file") >= MAX_ROWS["file"]:
         raise RequestError("there are too many files; delete some", status=429)
-    data, name = await file.read(), (file.filename or "file.txt")[:255]
     await asyncio.to_thread(extract, data, name)
-    made = {
+    made: dict[str, Any] = {
         "id": new_id("file"), "object": "file", "bytes": len(data), "created_at": now(),
-        "filename": name, "purpose": str(form.get("purpose") or "user_data"), "status": "processed",
+        "filename": name, "purpose": purpose, "status": "processed",
     }  # fmt: skip
     service.database.put("file", made["id"], owner, made, data)
     return reply(made)

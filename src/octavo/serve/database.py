@@ -87,14 +87,8 @@ class Database:
 
     def delete(self, kind: Kind, id: str, owner: str) -> bool:
         """Remove a row; return whether there was one."""
-        return bool(
-            self._run(
-                "DELETE FROM objects WHERE kind = ? AND id = ? AND owner = ? RETURNING id",
-                kind,
-                id,
-                owner,
-            )  # fmt: skip
-        )
+        sql = "DELETE FROM objects WHERE kind = ? AND id = ? AND owner = ? RETURNING id"
+        return bool(self._run(sql, kind, id, owner))
 
     def count(self, kind: Kind, id: str | None = None) -> int:
         """Count the rows of a kind, or of one name, over all owners."""

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import zstandard
+from starlette.exceptions import HTTPException
 
 from octavo.errors import ConfigError
 from octavo.serve.wire import RequestError, error_body, new_id, reply
@@ -32,7 +33,7 @@ OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
 log = logging.getLogger("octavo.serve")
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[Any], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +152,7 @@ class Guard:
                 (b"vary", b"origin"),
             ]
 
-        async def answer(message: dict[str, Any]) -> None:
+        async def answer(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -229,9 +230,10 @@ class _Body:
         self._receive, self._limits, self._size, self._is_whole = receive, limits, 0, False
         coding = headers.get("content-encoding", "identity").lower()
         self._unpack: Any = None
+        self._is_zstd = coding == "zstd"
         if coding in ("gzip", "deflate"):
             self._unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        elif coding == "zstd":
+        elif self._is_zstd:
             self._unpack = zstandard.ZstdDecompressor().decompressobj()
         elif coding != "identity":
             raise RequestError(
@@ -243,6 +245,12 @@ class _Body:
             self._size = 0
 
     async def __call__(self) -> dict[str, Any]:
+        try:
+            return await self._next()
+        except RequestError as error:  # FastAPI would take any other kind for a broken body
+            raise HTTPException(error.status, str(error)) from error
+
+    async def _next(self) -> dict[str, Any]:
         if self._is_whole:
             return await self._receive()
         try:
@@ -260,7 +268,7 @@ class _Body:
 
     def _unpacked(self, body: bytes) -> bytes:
         try:
-            if isinstance(self._unpack, zstandard.ZstdDecompressionObj):
+            if self._is_zstd:
                 # It knows no bound of its own: small pieces keep what one may unpack to small.
                 pieces = []
                 for at in range(0, len(body), 1024):

@@ -4,6 +4,7 @@ Passages with their places come first, since those are what a reader can trust.
 """
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_server(store: Store, model: Model | None) -> MCPServer:
         kept = [store.entry(id) for id in ids] if ids else list(store.list())
         sources = [
             TextSource(
-                title=one.title, index=store.open_index(one), read=lambda id=one.id: store.text(id)
+                title=one.title, index=store.open_index(one), read=partial(store.text, one.id)
             )
             for one in kept
             if one.has_text

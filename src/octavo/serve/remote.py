@@ -187,7 +187,7 @@ def _as_sent(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(status: int, body: bytes) -> RequestError:
-    """Return the other server's refusal as ours; that it refuses us is no matter of the client's."""
+    """Return the other server's refusal as ours; that it refuses us is no fault of the client."""
     try:
         found = json.loads(body)["error"]
         message, code = str(found["message"]), found.get("code")

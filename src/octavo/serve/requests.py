@@ -1,4 +1,4 @@
-"""What requests may hold. Fields that are not named here are ignored, and null counts as omitted."""
+"""What requests may hold. Fields that are not named are ignored, and null counts as omitted."""
 
 from typing import Annotated, Any, Literal
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from octavo.serve.backends import Job, Tally
+from octavo.serve.backends import Job, Reply, Tally
 from octavo.serve.chat import checked_tools, compression_of
 from octavo.serve.compaction import digest, plain_text, written_down
 from octavo.serve.contexts import PAGE, page_of
@@ -53,7 +53,7 @@ async def respond(request: Request, body: ResponseRequest) -> Response:
         return stream(request, _sent(turn), service.limits.heartbeat)
 
     async def whole() -> dict[str, Any]:
-        return [made async for _, made in turn.events()][-1]["response"]
+        return dict([made async for _, made in turn.events()][-1]["response"])
 
     done = await unless_gone(request, whole())
     return reply(done)
@@ -86,7 +86,9 @@ class Turn:
         self.id, self.created, self.model = new_id("resp"), now(), service.model_of(body.model)
         self.items: list[dict[str, Any]] = []
         self.own: list[dict[str, Any]] = []
-        self.job, self.opened, self.compaction = Job(), None, None  # type: ignore[var-annotated]
+        self.job = Job()
+        self.opened: Reply | None = None
+        self.compaction: dict[str, Any] | None = None
         self.folded = 0
 
     async def prepare(self) -> None:
@@ -202,8 +204,10 @@ class Turn:
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the events of a message and of calls; at the end, unnamed, the status."""
         message: dict[str, Any] | None = None
-        finish, text, place = "stop", "", {}
-        async for piece in self.service.pieces(self.opened):  # type: ignore[arg-type]
+        finish, text = "stop", ""
+        place: dict[str, Any] = {}
+        assert self.opened is not None
+        async for piece in self.service.pieces(self.opened):
             if piece.text and message is None:
                 message = {
                     "type": "message", "id": new_id("msg"), "role": "assistant",

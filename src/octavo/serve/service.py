@@ -5,6 +5,7 @@ import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class Metrics:
     def __init__(self, backend: Backend) -> None:
         """Make a registry of this server's own."""
         self.registry = CollectorRegistry()
-        new = {"registry": self.registry}
+        new: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("octavo_requests", "Jobs given to the backend.", **new)
         self.first_token = Histogram(
             "octavo_first_token_seconds", "From the queue to the first token.", **new,
@@ -144,7 +145,7 @@ class Metrics:
         if isinstance(backend, LocalBackend):
             for name in backend.load:
                 gauge = Gauge(f"octavo_{name}", f"The backend's {name} now.", **new)
-                gauge.set_function(lambda name=name: backend.load[name])
+                gauge.set_function(partial(_load_of, backend, name))
 
     def count(self, opened: Reply) -> None:
         """Add what a job took."""
@@ -154,6 +155,10 @@ class Metrics:
         self._tokens.labels("cached").inc(tally.cached_tokens)
         self._tokens.labels("source").inc(tally.source_tokens)
         self._tokens.labels("latent").inc(tally.latents)
+
+
+def _load_of(backend: LocalBackend, name: str) -> float:
+    return backend.load[name]
 
 
 def extract(data: bytes, name: str) -> str:

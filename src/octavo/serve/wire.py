@@ -92,7 +92,8 @@ async def gone(request: Request) -> None:
 
 async def unless_gone(request: Request, work: Any) -> Any:
     """Return what a coroutine returns, but cancel it as soon as the client leaves."""
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(request))
+    task: asyncio.Future[Any] = asyncio.ensure_future(work)
+    leaving: asyncio.Future[Any] = asyncio.ensure_future(gone(request))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -111,8 +112,8 @@ def stream(request: Request, events: AsyncIterator[bytes], heartbeat: bool) -> S
     """
 
     async def sent() -> AsyncIterator[bytes]:
-        leaving = asyncio.ensure_future(gone(request))
-        coming: asyncio.Future[bytes] | None = None
+        leaving: asyncio.Future[Any] = asyncio.ensure_future(gone(request))
+        coming: asyncio.Future[Any] | None = None
         try:
             while True:
                 coming = coming or asyncio.ensure_future(anext(events))
