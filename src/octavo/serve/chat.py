@@ -32,8 +32,9 @@ SHAPE = ("id", "object", "created", "model", "choices", "usage")
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation."""
     service = service_of(request)
+    form = _Chat(service.model_of(body.model))
     work = _chat_job(service, owner_of(request), body)
-    return await _answer(request, service, work, _Chat(service.model_of(body.model)), body)
+    return await _answer(request, service, work, form, body)
 
 
 @router.post("/completions", responses=shape("The text that follows.", *SHAPE, streams=True))
@@ -47,10 +48,12 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
         )
     job = Job(prompt=prompts[0], num_alternatives=body.logprobs, **_drawing(service, body))
 
+    form = _Text(service.model_of(body.model))
+
     async def made() -> tuple[Job, int]:
         return job, 0
 
-    return await _answer(request, service, made(), _Text(service.model_of(body.model)), body)
+    return await _answer(request, service, made(), form, body)
 
 
 async def _chat_job(service: Service, owner: str, body: ChatRequest) -> tuple[Job, int]:
