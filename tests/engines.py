@@ -74,6 +74,9 @@ class Oracle:
     def kept_bytes(self) -> int:
         return 0
 
+    def keep_prefixes(self, count: int) -> None:
+        pass
+
     def forget(self) -> None:
         pass
 

@@ -115,6 +115,83 @@ def test_a_dropped_row_ends_and_the_others_go_on(any_model: octavo.Model) -> Non
     assert rows[2:] == whole[2:]
 
 
+def test_rows_that_join_and_leave_a_running_batch_answer_as_they_do_alone(
+    any_model: octavo.Model,
+) -> None:
+    """Three dozen rows of their own lengths and settings, in an order that chance gives."""
+    draw = random.Random(7)
+    texts = [LONG, TEXT[:90], None, TEXT[30:200]]
+    asked = [
+        (
+            prompt_of(any_model, draw.choice(QUESTIONS), draw.choice(texts)),
+            Sampling(
+                max_new_tokens=draw.randrange(1, 9),
+                temperature=draw.choice([0.0, 1.4]),
+                seed=number,
+            ),
+        )
+        for number in range(36)
+    ]
+    alone = [answers(any_model, [prompt], sampling)[0] for prompt, sampling in asked]
+    any_model.engine.forget()
+    found: list[list[int]] = [[] for _ in asked]
+    waiting = list(range(1, len(asked)))
+    batch, at = any_model.engine.start([asked[0][0]], asked[0][1]), {0: 0}
+    dropped: dict[int, int] = {}
+    while at:
+        while waiting and draw.random() < 0.6:
+            number = waiting.pop(0)
+            row = batch.join(*asked[number])
+            assert row not in at
+            at[row] = number
+        tokens = next(batch, None)  # type: ignore[call-overload]
+        for row, number in list(at.items()):
+            if tokens is None or tokens[row] is None:
+                del at[row]
+                continue
+            found[number].append(tokens[row])
+            if len(at) > 1 and draw.random() < 0.05:
+                dropped[number] = len(found[number])
+                batch.drop(row)
+                del at[row]
+        if not at and waiting:  # all ended at once
+            number = waiting.pop(0)
+            batch, at = any_model.engine.start([asked[number][0]], asked[number][1]), {0: number}
+    batch.close()
+    assert found == [row[: dropped.get(n, len(row))] for n, row in enumerate(alone)]
+    assert dropped
+
+
+def test_the_second_row_of_a_context_reads_only_its_question(any_model: octavo.Model) -> None:
+    first, second = (prompt_of(any_model, question) for question in QUESTIONS[:2])
+    any_model.engine.forget()
+    batch = any_model.engine.start([first], Sampling(max_new_tokens=4))
+    next(batch)  # type: ignore[call-overload]
+    row = batch.join(second, Sampling(max_new_tokens=4))
+    next(batch)  # type: ignore[call-overload]
+    is_local = isinstance(any_model.engine, LocalEngine)
+    assert batch.reused[0] == 0
+    assert batch.reused[row] == (second.prefix_length if is_local else 0)
+
+
+def test_short_rows_do_not_pay_for_the_length_of_long_ones(model: octavo.Model) -> None:
+    long, short = prompt_of(model, "Who?", LONG * 4), prompt_of(model, "Who?", None)
+    batch: Any = model.engine.start([long, short, short, short], Sampling(max_new_tokens=3))
+    next(batch)
+    assert sorted(lane.rows for lane in batch._lanes) == [[0], [1, 2, 3]]
+
+
+def test_alternatives_are_the_likeliest_tokens(model: octavo.Model) -> None:
+    prompt = prompt_of(model, "Who?")
+    asked = Sampling(max_new_tokens=3, logprobs=True, num_alternatives=4)
+    batch = model.engine.start([prompt], asked)
+    for (token,) in batch:
+        best = batch.alternatives[0]
+        assert len(best) == 4
+        assert best[0] == (token, batch.logprobs[0])
+        assert sorted(best, key=lambda pair: -pair[1]) == best
+
+
 def test_a_closed_batch_yields_nothing_more(any_model: octavo.Model) -> None:
     batch = any_model.engine.start([prompt_of(any_model, "Who?")], Sampling())
     next(batch)  # type: ignore[call-overload]

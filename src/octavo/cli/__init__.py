@@ -27,6 +27,8 @@ VERBS = {
     "chat": "octavo.cli.chat:chat",
     "agent": "octavo.cli.agent:agent",
     "store": "octavo.cli.store:store",
+    "serve": "octavo.cli.serving:serve",
+    "mcp": "octavo.cli.serving:mcp",
     "info": "octavo.cli.models:info",
     "pull": "octavo.cli.models:pull",
     "data": "octavo.cli.data:data",

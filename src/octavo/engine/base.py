@@ -32,6 +32,8 @@ class Sampling:
     """Token ids that end the answer and are not part of it."""
     logprobs: bool = False
     """Whether a batch says how likely each token was (`Batch.logprobs`)."""
+    num_alternatives: int = 0
+    """With `logprobs`, how many of the likeliest tokens a batch names (`Batch.alternatives`)."""
 
     def seed_of(self, row: int) -> int | None:
         """Return the seed of one row of a batch."""
@@ -74,9 +76,23 @@ class Batch(Protocol):
 
     logprobs: list[float | None]
     """Of the tokens yielded last, before temperature; None where no token is, or none was asked."""
-    num_reused: int
-    """Positions of the prompts that were not read, since their KV cache was there; 0 before the
-    first step."""
+    alternatives: list[list[tuple[int, float]]]
+    """The likeliest tokens in each one's place, with their logprobs, as far as asked for."""
+    reused: list[int]
+    """Leading positions of each row's prompt that were not read, since they were kept; 0 before."""
+
+    def join(self, prompt: Prompt, sampling: Sampling) -> int:
+        """Let one more prompt in, which the next step reads, and return its row.
+
+        That may be the row of one that ended: its end was yielded, or it was dropped. Not allowed
+        once all rows have ended. Rows answer as they would alone.
+        """
+        ...
+
+    @property
+    def num_reused(self) -> int:
+        """Positions of all prompts that were not read, since they were kept; 0 before."""
+        ...
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """Return itself."""
@@ -132,6 +148,10 @@ class Engine(Protocol):
 
     def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
         """Return the likelihood of each token of `target` behind the prompt, read in one pass."""
+        ...
+
+    def keep_prefixes(self, count: int) -> None:
+        """Keep the prefixes of so many contexts from now on."""
         ...
 
     def forget(self) -> None:

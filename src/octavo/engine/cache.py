@@ -103,12 +103,12 @@ class GrowingCache(DynamicCache):  # type: ignore[misc]
         return made
 
 
-def side_by_side(rows: Sequence[tuple[GrowingCache, int, int]], spare: int) -> GrowingCache:
+def side_by_side(rows: Sequence[tuple[GrowingCache, int, int, int]], spare: int) -> GrowingCache:
     """Lay rows of different lengths side by side, filled up on the left.
 
-    Each is given as a cache, the row in it, and how many of its positions count.
+    Each is given as a cache, the row in it, and which of its positions count, `[start, stop)`.
     """
-    longest = max(length for _, _, length in rows)
+    longest = max(stop - start for _, _, start, stop in rows)
     made = GrowingCache()
     for index, like in enumerate(rows[0][0].layers):
         layer = GrowingLayer()
@@ -120,9 +120,9 @@ def side_by_side(rows: Sequence[tuple[GrowingCache, int, int]], spare: int) -> G
             _, heads, _, width = getattr(like, name).shape
             shape = (len(rows), heads, longest + spare, width)
             buffer = getattr(like, name).new_zeros(shape)
-            for at, (cache, row, length) in enumerate(rows):
-                states = getattr(cache.layers[index], name)[row, :, :length]
-                buffer[at, :, longest - length : longest] = states
+            for at, (cache, row, start, stop) in enumerate(rows):
+                states = getattr(cache.layers[index], name)[row, :, start:stop]
+                buffer[at, :, longest - (stop - start) : longest] = states
             buffers.append(buffer)
         layer.fill(*buffers)
         layer.cut(longest)

@@ -18,17 +18,35 @@ from octavo.engine.base import Batch, Prompt, Sampling, TargetScores
 from octavo.errors import PromptError
 
 LATENT_WIDTH = 16
+Answer = Callable[[Prompt, Sampling, int | None], Sequence[int]]
+"""Makes the answer to a prompt, with the seed of its row."""
 
 
 class KnownBatch:
     """A batch whose answers are known beforehand, one list of tokens a row."""
 
-    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
-        """Give the answers out token by token."""
+    def __init__(self, answers: Sequence[Sequence[int]], answer: Answer | None = None) -> None:
+        """Give the answers out token by token; `answer` makes those of rows that join later."""
         self._answers = [list(answer) for answer in answers]
+        self._answer = answer
         self._step = 0
-        self.num_reused = 0
+        self._free: set[int] = set()
         self.logprobs: list[float | None] = [None] * len(answers)
+        self.alternatives: list[list[tuple[int, float]]] = [[] for _ in answers]
+        self.reused = [0] * len(answers)
+        self.num_reused = 0
+
+    def join(self, prompt: Prompt, sampling: Sampling) -> int:
+        """Add a row."""
+        assert self._answer is not None, "this batch does not know how to answer more"
+        made = list(self._answer(prompt, sampling, sampling.seed_of(0)))
+        if self._free:
+            row = self._free.pop()
+            self._answers[row] = made
+            return row
+        self._answers.append(made)
+        self.reused.append(0)
+        return len(self._answers) - 1
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """Return itself."""
@@ -36,17 +54,19 @@ class KnownBatch:
 
     def __next__(self) -> list[int | None]:
         """Give out the next token of every row that has one."""
-        step = self._step
         self._step += 1
-        tokens = [answer[step] if step < len(answer) else None for answer in self._answers]
+        tokens = [answer.pop(0) if answer else None for answer in self._answers]
+        self._free = {row for row, token in enumerate(tokens) if token is None}
         if all(token is None for token in tokens):
             raise StopIteration
         self.logprobs = [None if token is None else 0.0 for token in tokens]
+        self.alternatives = [[] if token is None else [(token, 0.0)] for token in tokens]
         return tokens
 
     def drop(self, row: int) -> None:
         """End a row."""
         self._answers[row] = []
+        self._free.add(row)
 
     def close(self) -> None:
         """End all rows."""
@@ -99,7 +119,7 @@ class FakeEngine:
             self._answer(prompt, sampling, sampling.seed_of(row))
             for row, prompt in enumerate(prompts)
         ]
-        return KnownBatch(answers)
+        return KnownBatch(answers, self._answer)
 
     def score(self, prompt: Prompt, target: Sequence[int]) -> TargetScores:
         """Find tokens likely that stand in the prompt, and the first of them likeliest."""
@@ -115,6 +135,9 @@ class FakeEngine:
     def kept_bytes(self) -> int:
         """Nothing is kept."""
         return 0
+
+    def keep_prefixes(self, count: int) -> None:
+        """Nothing is kept."""
 
     def forget(self) -> None:
         """Nothing is kept."""

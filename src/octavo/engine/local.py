@@ -107,6 +107,10 @@ class LocalEngine:
                 is_greedy=tuple((logits_PV.argmax(-1) == target_P).tolist()),
             )
 
+    def keep_prefixes(self, count: int) -> None:
+        """Keep the prefixes of so many contexts from now on, least recently used ones go first."""
+        self._reader.max_kept = count
+
     def forget(self) -> None:
         """Let go of kept prefixes."""
         self._reader.forget()

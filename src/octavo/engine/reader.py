@@ -19,7 +19,7 @@ from octavo.nn.cache import as_keyword, bytes_of, has_plain_cache, places
 from octavo.nn.lclm import LCLM
 
 KEPT_PREFIXES = 2
-"""Prefixes kept; each holds layers x 2 x KV heads x head width x positions values."""
+"""Prefixes kept by default; each holds layers x 2 x KV heads x head width x positions values."""
 
 
 class PromptReader:
@@ -37,6 +37,7 @@ class PromptReader:
         if self.is_plain:
             use_lower_right(lclm.decoder)
         self._kept: OrderedDict[bytes, GrowingCache] = OrderedDict()
+        self.max_kept = KEPT_PREFIXES
         self.turns = Turns(lclm.memory_token_id)
         self.num_read = 0
         """Positions that went through the decoder, as long as this lives."""
@@ -66,6 +67,11 @@ class PromptReader:
             digest.update(prompt.latents.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.digest(), length
 
+    def kept_of(self, prompt: Prompt) -> int:
+        """Return how many leading positions of a prompt are kept, and need not be read."""
+        key, length = self.prefix_of(prompt)
+        return length if key in self._kept else 0
+
     def take(self, prompt: Prompt) -> tuple[bytes, GrowingCache | None, int]:
         """Return a prefix's key, cache and length; nobody else holds it until it is given back.
 
@@ -86,7 +92,7 @@ class PromptReader:
         if cache is None or not length or not cache.cut(length):
             return
         self._kept[key] = cache
-        while len(self._kept) > KEPT_PREFIXES:
+        while len(self._kept) > self.max_kept:
             self._kept.popitem(last=False)
 
     # -- passes through the decoder --------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""Tool calls as text: told to models whose template knows none, and found in what they say.
+
+The format is the one that most open models were taught (Hermes, Qwen): a JSON object with `name`
+and `arguments` between `<tool_call>` and `</tool_call>`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from octavo.serve.wire import new_id
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+def knows_tools(template: Any) -> bool:
+    """Whether a chat template shows tools itself."""
+    return "tools" in str(template or "")
+
+
+def described(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a system message says of tools."""
+    listed = "\n".join(json.dumps(tool) for tool in tools)
+    return (
+        f"You can call these tools:\n{listed}\nTo call one, answer with {OPEN}"
+        f'{{"name": NAME, "arguments": {{...}}}}{CLOSE} and nothing else.'
+    )
+
+
+def spelled_out(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose tool calls, or whose being a tool's result, are words in it."""
+    read = dict(message)
+    if calls := read.pop("tool_calls", None):
+        said = [
+            f"{OPEN}{json.dumps({k: call['function'][k] for k in ('name', 'arguments')})}{CLOSE}"
+            for call in calls
+        ]
+        content = read.get("content") or ""
+        if not isinstance(content, str):
+            read["content"] = [*content, {"type": "text", "text": "\n".join(said)}]
+        else:
+            read["content"] = "\n".join([*([content] if content else []), *said])
+    read.pop("tool_call_id", None)
+    if read["role"] in ("tool", "function"):
+        read["role"] = "user"
+        content = read.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        read["content"] = [
+            {"type": "text", "text": "<tool_response>\n"},
+            *parts,
+            {"type": "text", "text": "\n</tool_response>"},
+        ]
+    return read
+
+
+class CallReader:
+    """Takes the calls out of an answer as it grows; what is no call stays text."""
+
+    def __init__(self) -> None:
+        """Begin outside of any call."""
+        self._held, self._is_inside = "", False
+        self.num_calls = 0
+
+    def push(self, piece: str, *, is_last: bool = False) -> tuple[str, list[dict[str, Any]]]:
+        """Add a piece and return the text that is certain, and the calls that are whole."""
+        self._held += piece
+        text, calls = "", []
+        while True:
+            tag = CLOSE if self._is_inside else OPEN
+            before, found, after = self._held.partition(tag)
+            if not found:
+                break
+            if not self._is_inside:
+                text += before
+            elif (call := self._call(before)) is not None:
+                calls.append(call)
+            else:
+                text += OPEN + before + CLOSE
+            self._held, self._is_inside = after, not self._is_inside
+        if is_last:
+            text += (OPEN if self._is_inside else "") + self._held
+            self._held = ""
+        elif not self._is_inside:
+            kept = max(n for n in range(len(OPEN)) if n == 0 or self._held.endswith(OPEN[:n]))
+            certain = len(self._held) - kept
+            text, self._held = text + self._held[:certain], self._held[certain:]
+        return text, calls
+
+    def _call(self, said: str) -> dict[str, Any] | None:
+        try:
+            asked = json.loads(said)
+            name, arguments = asked["name"], asked.get("arguments", {})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+        if not isinstance(name, str):
+            return None
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments)
+        self.num_calls += 1
+        return {
+            "index": self.num_calls - 1,
+            "id": new_id("call"),
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
