@@ -164,7 +164,7 @@ class Guard:
                 await _preflight(headers)(scope, receive, answer)
             else:
                 scope["octavo.caller"] = self._admit(scope["path"], headers)
-                await self._app(scope, _BoundedBody(receive, headers, self._limits), answer)
+                await self._app(scope, _Body(receive, headers, self._limits), answer)
         except RequestError as error:
             if not status:
                 code, body, extra = error_body(error)
@@ -223,7 +223,7 @@ def _preflight(headers: dict[str, str]) -> Any:
     return reply({}, 200, allowed)
 
 
-class _BoundedBody:
+class _Body:
     """The body of a request as it comes: unpacked, counted, and not waited for without end."""
 
     def __init__(self, receive: Receive, headers: dict[str, str], limits: Limits) -> None:

@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(ge=1)]
 
 
-class _RequestBody(BaseModel):
+class _Fields(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class CompressPolicy(_RequestBody):
+class CompressPolicy(_Fields):
     """Which messages are folded into latents without being asked to."""
 
     over_tokens: Annotated[int, Field(ge=0)] = 1024
@@ -21,7 +21,7 @@ class CompressPolicy(_RequestBody):
     roles: list[Literal["user", "system", "tool", "assistant"]] = ["user", "system", "tool"]
 
 
-class _Drawing(_RequestBody):
+class _Drawing(_Fields):
     model: str | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -80,7 +80,7 @@ class ResponseRequest(_Drawing):
     context_management: list[dict[str, Any]] | None = None
 
 
-class ContextRequest(_RequestBody):
+class ContextRequest(_Fields):
     """The JSON body of `POST /v1/contexts`."""
 
     text: str
@@ -89,13 +89,13 @@ class ContextRequest(_RequestBody):
     tags: list[str] | None = None
 
 
-class AppendRequest(_RequestBody):
+class AppendRequest(_Fields):
     """The body of `POST /v1/contexts/{id}/append`."""
 
     text: str
 
 
-class AskRequest(_RequestBody):
+class AskRequest(_Fields):
     """The body of `POST /v1/contexts/ask`."""
 
     question: str

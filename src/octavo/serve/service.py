@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from octavo.errors import OctavoError
 from octavo.ingest import read_document
-from octavo.serve.backends import AnswerJob, Backend, LocalBackend, Piece, ReplyStream
+from octavo.serve.backends import Answering, AnswerJob, Backend, Piece
 from octavo.serve.compaction import Seal
 from octavo.serve.database import Database
 from octavo.serve.limits import Limits
+from octavo.serve.local import LocalBackend
 from octavo.serve.parts import Reader
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.wire import RequestError
@@ -87,12 +88,12 @@ class Service:
             raise RequestError(f"no file {id[:80]!r}", status=404, code="file_not_found")
         return extract(data, found["filename"])
 
-    async def open(self, job: AnswerJob) -> ReplyStream:
+    async def open(self, job: AnswerJob) -> Answering:
         """Let the backend begin, and count it."""
         self.metrics.requests.inc()
         return await self.backend.open(job)
 
-    async def pieces(self, opened: ReplyStream) -> AsyncIterator[Piece]:
+    async def pieces(self, opened: Answering) -> AsyncIterator[Piece]:
         """Yield a reply's pieces, measured, and ended where it takes too long."""
         started, is_first = time.perf_counter(), True
         pieces = opened.pieces()
@@ -112,7 +113,7 @@ class Service:
             await pieces.aclose()  # type: ignore[attr-defined]
             self.metrics.count(opened)
 
-    async def release(self, opened: ReplyStream) -> None:
+    async def release(self, opened: Answering) -> None:
         """Free what a reply holds, also if nobody read it."""
         await opened.aclose()
 
@@ -147,7 +148,7 @@ class Metrics:
                 gauge = Gauge(f"octavo_{name}", f"The backend's {name} now.", **new)
                 gauge.set_function(partial(_load_of, backend, name))
 
-    def count(self, opened: ReplyStream) -> None:
+    def count(self, opened: Answering) -> None:
         """Add what a job took."""
         tally = opened.tally
         self._tokens.labels("prompt").inc(tally.prompt_tokens)

@@ -9,9 +9,9 @@ from starlette.datastructures import FormData, UploadFile
 
 from octavo.ask.sources import TextSource, find_passages, join_passages
 from octavo.serve.backends import AnswerJob
-from octavo.serve.chat import usage_of
 from octavo.serve.database import MAX_ROWS
 from octavo.serve.requests import AppendRequest, AskRequest, ContextRequest
+from octavo.serve.routes.chat import usage_of
 from octavo.serve.service import Service, extract, owner_of, service_of
 from octavo.serve.wire import RequestError, new_id, now, reply, shape, unless_gone
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from octavo.serve.backends import AnswerJob, Piece, ReplyStream, TokenCounts
+from octavo.serve.backends import Answering, AnswerJob, Piece, TokenTally
 from octavo.serve.parts import fold_long
 from octavo.serve.requests import ChatRequest, CompletionRequest
 from octavo.serve.service import Service, owner_of, service_of
@@ -117,7 +117,7 @@ def _drawing(service: Service, body: Any) -> dict[str, Any]:
 
 
 async def _answer(request: Request, service: Service, work: Any, form: Any, body: Any) -> Response:
-    async def begin() -> tuple[ReplyStream, int]:
+    async def begin() -> tuple[Answering, int]:
         job, folded = await work
         return await service.open(job), folded
 
@@ -145,7 +145,7 @@ async def _answer(request: Request, service: Service, work: Any, form: Any, body
 
 
 async def _chunks(
-    service: Service, opened: ReplyStream, form: Any, n: int, with_usage: bool
+    service: Service, opened: Answering, form: Any, n: int, with_usage: bool
 ) -> AsyncIterator[bytes]:
     """Yield the chunks of a stream; whatever fails is a chunk too, and the stream then ends."""
     head = {**form.head(), "object": form.chunk_kind}
@@ -167,7 +167,7 @@ async def _chunks(
         await service.release(opened)
 
 
-def usage_of(tally: TokenCounts) -> dict[str, Any]:
+def usage_of(tally: TokenTally) -> dict[str, Any]:
     """Return the usage of chat, with what was compressed."""
     return {
         "prompt_tokens": tally.prompt_tokens,
@@ -179,7 +179,7 @@ def usage_of(tally: TokenCounts) -> dict[str, Any]:
     }
 
 
-def compression_of(tally: TokenCounts) -> dict[str, Any]:
+def compression_of(tally: TokenTally) -> dict[str, Any]:
     """Return how much text stands behind the prompt's latents."""
     return {
         "source_tokens": tally.source_tokens,
