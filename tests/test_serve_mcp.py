@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def test_the_command_speaks_over_stdio(tmp_path: Path) -> None:
     store = ["--store", str(tmp_path / "store")]
 
     async def session() -> None:
-        server = StdioServerParameters(command=sys.executable, args=[*line, *store])
+        server = StdioServerParameters(
+            command=sys.executable, args=[*line, *store], env=dict(os.environ)
+        )
         async with Client(stdio_client(server)) as client:
             made = told(await client.call_tool("add", {"text": TEXT}))
             assert made["latents"]

@@ -40,7 +40,7 @@ def test_a_document_is_folded_and_asked_on_the_page(
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(url.removesuffix("v1"))
-        page.wait_for_function("document.getElementById('ratio').options.length > 0")
+        page.wait_for_selector("#ratio option", state="attached")
         text = "𝕆ctavo <b>bold</b>\n" + TEXT * 2
         page.fill("#text", text)
         page.focus("#fold")
@@ -52,7 +52,7 @@ def test_a_document_is_folded_and_asked_on_the_page(
         page.check("#raw")
         page.focus("#question")
         page.keyboard.press("Enter")
-        page.wait_for_function("document.getElementById('timeraw').textContent.includes('first')")
+        page.wait_for_selector("#timeraw:has-text('first word')", timeout=60_000)
         marked = page.inner_text("mark[data-best=yes]")
         assert "lamp oil" in marked
         assert "lamp" in page.locator("mark[data-best=yes] b").all_inner_texts()
@@ -68,16 +68,14 @@ def test_a_picture_of_the_page(chromium: Any, smol: octavo.Model, tmp_path: Path
     with serving(smol, tmp_path) as url:
         page = chromium.new_page(viewport={"width": 1100, "height": 1150})
         page.goto(url.removesuffix("v1"))
-        page.wait_for_function("document.getElementById('ratio').options.length > 0")
+        page.wait_for_selector("#ratio option", state="attached")
         page.fill("#text", CHAPTER.read_text(encoding="utf-8"))
         page.select_option("#ratio", "4")
         page.click("#fold")
         page.wait_for_selector("#ask:enabled", timeout=120_000)
         page.fill("#question", "What happens to Twala in the end?")
         page.click("#ask")
-        page.wait_for_function(
-            "document.getElementById('timelatents').textContent.includes('first')", timeout=120_000
-        )
+        page.wait_for_selector("#timelatents:has-text('first word')", timeout=120_000)
         page.screenshot(path=os.environ.get("OCTAVO_PICTURE", str(tmp_path / "page.png")))
         assert page.locator("mark").count() == 3
         page.close()
