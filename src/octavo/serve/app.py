@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 import octavo
 from octavo.errors import ConfigError, OctavoError
-from octavo.serve import chat, contexts, responses
 from octavo.serve.limits import Guard, Keys, is_loopback
+from octavo.serve.routes import chat, contexts, responses
 from octavo.serve.service import Service, service_of
 from octavo.serve.wire import ERRORS, RequestError, error_body, reply, shape
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from octavo import generate
+import octavo.generate as generate
 from octavo.context import CompressedContext
 from octavo.engine.base import Prompt
 from octavo.errors import ContextError, PromptTooLongError
@@ -32,7 +32,7 @@ BUSY_SECONDS = "1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class AnswerJob:
     """What is asked of a backend."""
 
     messages: Sequence[Message] | None = None
@@ -66,7 +66,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Tally:
+class TokenTally:
     """What a job took, counted as it goes."""
 
     prompt_tokens: int = 0
@@ -79,10 +79,10 @@ class Tally:
     """By a policy, without being asked to."""
 
 
-class Reply(Protocol):
+class Answering(Protocol):
     """The answers to one job, as they are made."""
 
-    tally: Tally
+    tally: TokenTally
 
     def pieces(self) -> AsyncIterator[Piece]:
         """Yield until every answer has ended; closing it early frees the work at once."""
@@ -104,7 +104,7 @@ class Backend(Protocol):
     capabilities: frozenset[str]
     """Which of `response_format`, `tool_choice` and `penalties` it keeps."""
 
-    async def open(self, job: Job) -> Reply:
+    async def open(self, job: AnswerJob) -> Answering:
         """Begin to answer; whatever is wrong with the job is raised here."""
         ...
 
@@ -112,7 +112,7 @@ class Backend(Protocol):
         """Return how many tokens a text has, about."""
         ...
 
-    async def measure(self, job: Job) -> Tally:
+    async def measure(self, job: AnswerJob) -> TokenTally:
         """Return what a job's prompt takes, without answering."""
         ...
 
@@ -151,10 +151,10 @@ class LocalBackend:
         """Return the decoder's tokens of a text."""
         return len(await self._in_thread(self._model.prompts.text_ids, text))
 
-    async def measure(self, job: Job) -> Tally:
+    async def measure(self, job: AnswerJob) -> TokenTally:
         """Encode a job's prompt and count it."""
         _, tally = await self._in_thread(self._encode, job, threading.Event())
-        return Tally(**asdict(tally))
+        return TokenTally(**asdict(tally))
 
     @property
     def load(self) -> dict[str, float]:
@@ -168,7 +168,7 @@ class LocalBackend:
             "kept_context_bytes": kept,
         }
 
-    async def open(self, job: Job) -> Reply:
+    async def open(self, job: AnswerJob) -> Answering:
         """Make a job's prompt and let its rows wait; raises 429 where too many do."""
         if self._num_jobs >= self._limits.max_waiting:
             raise RequestError(
@@ -212,8 +212,8 @@ class LocalBackend:
 
     # -- prompts, in a thread of the pool --------------------------------------------------------
 
-    def _encode(self, job: Job, is_gone: threading.Event) -> tuple[EncodedPrompt, Tally]:
-        prompts, tally = self._model.prompts, Tally()
+    def _encode(self, job: AnswerJob, is_gone: threading.Event) -> tuple[EncodedPrompt, TokenTally]:
+        prompts, tally = self._model.prompts, TokenTally()
         ratio = generate.served_ratio(self._model.engine, job.ratio)
         if job.prompt is not None:
             ids = prompts.text_ids(job.prompt, is_start=True)
@@ -285,7 +285,7 @@ class LocalBackend:
                 self._contexts.popitem(last=False)
         return made
 
-    def _settle(self, job: Job, encoded: EncodedPrompt) -> tuple[Prompt, Any]:
+    def _settle(self, job: AnswerJob, encoded: EncodedPrompt) -> tuple[Prompt, Any]:
         """Return the engine's prompt and sampling; raises `PromptTooLongError`."""
         engine = self._model.engine
         (question,) = generate.gather(engine, [encoded], job.ratio or 1)
@@ -309,7 +309,12 @@ class LocalReply:
     """The answers to a job of a local backend."""
 
     def __init__(
-        self, backend: LocalBackend, job: Job, prompt: Prompt, sampling: Any, tally: Tally
+        self,
+        backend: LocalBackend,
+        job: AnswerJob,
+        prompt: Prompt,
+        sampling: Any,
+        tally: TokenTally,
     ) -> None:
         """Let the rows wait."""
         self.tally = tally

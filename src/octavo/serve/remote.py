@@ -13,7 +13,7 @@ import httpx
 
 from octavo.errors import ConfigError
 from octavo.model import Model
-from octavo.serve.backends import Job, Piece, Tally
+from octavo.serve.backends import AnswerJob, Piece, TokenTally
 from octavo.serve.limits import Limits
 from octavo.serve.wire import RequestError
 
@@ -56,19 +56,19 @@ class RemoteBackend:
         """Estimate the tokens of a text."""
         return len(text) // CHARACTERS_A_TOKEN
 
-    async def measure(self, job: Job) -> Tally:
+    async def measure(self, job: AnswerJob) -> TokenTally:
         """Estimate what a job's prompt takes."""
         messages = [_message(message)[0] for message in job.messages or ()]
-        return Tally(prompt_tokens=len(json.dumps(messages)) // CHARACTERS_A_TOKEN)
+        return TokenTally(prompt_tokens=len(json.dumps(messages)) // CHARACTERS_A_TOKEN)
 
-    async def open(self, job: Job) -> "RemoteReply":
+    async def open(self, job: AnswerJob) -> "RemoteReply":
         """Send a job on; what the other server refuses is refused here with its own words."""
         if self._num_jobs >= self._limits.max_waiting:
             raise RequestError(
                 f"{self._num_jobs} requests are at work; come again in a moment", status=429,
                 code="rate_limit_exceeded", headers={"retry-after": "1"},
             )  # fmt: skip
-        tally = Tally()
+        tally = TokenTally()
         body: dict[str, Any] = {
             "model": self.name, "stream": True, "stream_options": {"include_usage": True},
             "n": job.n, "temperature": job.temperature, "top_p": job.top_p, "seed": job.seed,
@@ -110,7 +110,7 @@ class RemoteBackend:
 class RemoteReply:
     """The answers of another server, as they come."""
 
-    def __init__(self, backend: RemoteBackend, response: httpx.Response, tally: Tally) -> None:
+    def __init__(self, backend: RemoteBackend, response: httpx.Response, tally: TokenTally) -> None:
         """Read from an open response."""
         self.tally = tally
         self._backend, self._response, self._is_ended = backend, response, False

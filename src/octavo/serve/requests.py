@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(ge=1)]
 
 
-class _Body(BaseModel):
+class _Fields(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class CompressPolicy(_Body):
+class CompressPolicy(_Fields):
     """Which messages are folded into latents without being asked to."""
 
     over_tokens: Annotated[int, Field(ge=0)] = 1024
@@ -21,7 +21,7 @@ class CompressPolicy(_Body):
     roles: list[Literal["user", "system", "tool", "assistant"]] = ["user", "system", "tool"]
 
 
-class _Drawing(_Body):
+class _Drawing(_Fields):
     model: str | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -80,7 +80,7 @@ class ResponseRequest(_Drawing):
     context_management: list[dict[str, Any]] | None = None
 
 
-class ContextRequest(_Body):
+class ContextRequest(_Fields):
     """The JSON body of `POST /v1/contexts`."""
 
     text: str
@@ -89,13 +89,13 @@ class ContextRequest(_Body):
     tags: list[str] | None = None
 
 
-class AppendRequest(_Body):
+class AppendRequest(_Fields):
     """The body of `POST /v1/contexts/{id}/append`."""
 
     text: str
 
 
-class AskRequest(_Body):
+class AskRequest(_Fields):
     """The body of `POST /v1/contexts/ask`."""
 
     question: str

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from octavo.errors import OctavoError
 from octavo.ingest import read_document
-from octavo.serve.backends import Backend, Job, LocalBackend, Piece, Reply
+from octavo.serve.backends import Answering, AnswerJob, Backend, LocalBackend, Piece
 from octavo.serve.compaction import Seal
 from octavo.serve.database import Database
 from octavo.serve.limits import Limits
@@ -87,12 +87,12 @@ class Service:
             raise RequestError(f"no file {id[:80]!r}", status=404, code="file_not_found")
         return extract(data, found["filename"])
 
-    async def open(self, job: Job) -> Reply:
+    async def open(self, job: AnswerJob) -> Answering:
         """Let the backend begin, and count it."""
         self.metrics.requests.inc()
         return await self.backend.open(job)
 
-    async def pieces(self, opened: Reply) -> AsyncIterator[Piece]:
+    async def pieces(self, opened: Answering) -> AsyncIterator[Piece]:
         """Yield a reply's pieces, measured, and ended where it takes too long."""
         started, is_first = time.perf_counter(), True
         pieces = opened.pieces()
@@ -112,7 +112,7 @@ class Service:
             await pieces.aclose()  # type: ignore[attr-defined]
             self.metrics.count(opened)
 
-    async def release(self, opened: Reply) -> None:
+    async def release(self, opened: Answering) -> None:
         """Free what a reply holds, also if nobody read it."""
         await opened.aclose()
 
@@ -147,7 +147,7 @@ class Metrics:
                 gauge = Gauge(f"octavo_{name}", f"The backend's {name} now.", **new)
                 gauge.set_function(partial(_load_of, backend, name))
 
-    def count(self, opened: Reply) -> None:
+    def count(self, opened: Answering) -> None:
         """Add what a job took."""
         tally = opened.tally
         self._tokens.labels("prompt").inc(tally.prompt_tokens)

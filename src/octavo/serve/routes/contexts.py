@@ -8,10 +8,10 @@ from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
 from octavo.ask.sources import TextSource, find_passages, join_passages
-from octavo.serve.backends import Job
-from octavo.serve.chat import usage_of
+from octavo.serve.backends import AnswerJob
 from octavo.serve.database import MAX_ROWS
 from octavo.serve.requests import AppendRequest, AskRequest, ContextRequest
+from octavo.serve.routes.chat import usage_of
 from octavo.serve.service import Service, extract, owner_of, service_of
 from octavo.serve.wire import RequestError, new_id, now, reply, shape, unless_gone
 
@@ -164,7 +164,9 @@ async def ask(request: Request, body: AskRequest) -> Response:
     if body.answer and found:
         read = join_passages({(one.source, one.passage.index): one.text for one in found})
         message = {"role": "user", "content": f"{read}\n\n{body.question}"}
-        opened = await service.open(Job(messages=[message], max_new_tokens=body.max_tokens or 64))
+        opened = await service.open(
+            AnswerJob(messages=[message], max_new_tokens=body.max_tokens or 64)
+        )
 
         async def said() -> str:
             return "".join([piece.text async for piece in service.pieces(opened)])

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from octavo.serve.backends import Job, Piece, Reply, Tally
+from octavo.serve.backends import Answering, AnswerJob, Piece, TokenTally
 from octavo.serve.parts import fold_long
 from octavo.serve.requests import ChatRequest, CompletionRequest
 from octavo.serve.service import Service, owner_of, service_of
@@ -46,17 +46,17 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
         raise RequestError(
             "give one prompt, without echo and suffix", param="prompt", code="unsupported_parameter"
         )
-    job = Job(prompt=prompts[0], num_alternatives=body.logprobs, **_drawing(service, body))
+    job = AnswerJob(prompt=prompts[0], num_alternatives=body.logprobs, **_drawing(service, body))
 
     form = _Text(service.model_of(body.model))
 
-    async def made() -> tuple[Job, int]:
+    async def made() -> tuple[AnswerJob, int]:
         return job, 0
 
     return await _answer(request, service, made(), form, body)
 
 
-async def _chat_job(service: Service, owner: str, body: ChatRequest) -> tuple[Job, int]:
+async def _chat_job(service: Service, owner: str, body: ChatRequest) -> tuple[AnswerJob, int]:
     """Return the job of a request, and how many messages a policy folded for it."""
     keeps = service.backend.capabilities
     kind = (body.response_format or {}).get("type", "text")
@@ -75,7 +75,7 @@ async def _chat_job(service: Service, owner: str, body: ChatRequest) -> tuple[Jo
     policy = body.compress or service.policy
     messages, folded = await fold_long(messages, policy, service.backend)
     named = {"response_format": body.response_format, "tool_choice": body.tool_choice}
-    job = Job(
+    job = AnswerJob(
         messages=messages,
         tools=checked_tools(body.tools) if choice != "none" else (),
         num_alternatives=(body.top_logprobs or 0) if body.logprobs else None,
@@ -117,7 +117,7 @@ def _drawing(service: Service, body: Any) -> dict[str, Any]:
 
 
 async def _answer(request: Request, service: Service, work: Any, form: Any, body: Any) -> Response:
-    async def begin() -> tuple[Reply, int]:
+    async def begin() -> tuple[Answering, int]:
         job, folded = await work
         return await service.open(job), folded
 
@@ -145,7 +145,7 @@ async def _answer(request: Request, service: Service, work: Any, form: Any, body
 
 
 async def _chunks(
-    service: Service, opened: Reply, form: Any, n: int, with_usage: bool
+    service: Service, opened: Answering, form: Any, n: int, with_usage: bool
 ) -> AsyncIterator[bytes]:
     """Yield the chunks of a stream; whatever fails is a chunk too, and the stream then ends."""
     head = {**form.head(), "object": form.chunk_kind}
@@ -167,7 +167,7 @@ async def _chunks(
         await service.release(opened)
 
 
-def usage_of(tally: Tally) -> dict[str, Any]:
+def usage_of(tally: TokenTally) -> dict[str, Any]:
     """Return the usage of chat, with what was compressed."""
     return {
         "prompt_tokens": tally.prompt_tokens,
@@ -179,7 +179,7 @@ def usage_of(tally: Tally) -> dict[str, Any]:
     }
 
 
-def compression_of(tally: Tally) -> dict[str, Any]:
+def compression_of(tally: TokenTally) -> dict[str, Any]:
     """Return how much text stands behind the prompt's latents."""
     return {
         "source_tokens": tally.source_tokens,

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from octavo.serve.backends import Job, Reply, Tally
-from octavo.serve.chat import checked_tools, compression_of
+from octavo.serve.backends import Answering, AnswerJob, TokenTally
 from octavo.serve.compaction import digest, plain_text, written_down
-from octavo.serve.contexts import PAGE, page_of
 from octavo.serve.parts import fold_long
 from octavo.serve.requests import ResponseRequest
+from octavo.serve.routes.chat import checked_tools, compression_of
+from octavo.serve.routes.contexts import PAGE, page_of
 from octavo.serve.service import Service, owner_of, service_of
 from octavo.serve.wire import (
     RequestError,
@@ -86,8 +86,8 @@ class Turn:
         self.id, self.created, self.model = new_id("resp"), now(), service.model_of(body.model)
         self.items: list[dict[str, Any]] = []
         self.own: list[dict[str, Any]] = []
-        self.job = Job()
-        self.opened: Reply | None = None
+        self.job = AnswerJob()
+        self.opened: Answering | None = None
         self.compaction: dict[str, Any] | None = None
         self.folded = 0
 
@@ -112,9 +112,9 @@ class Turn:
             self.opened = await self.service.open(self.job)
             self.opened.tally.folded_messages = self.folded
 
-    def _job(self, messages: Sequence[Any]) -> Job:
+    def _job(self, messages: Sequence[Any]) -> AnswerJob:
         body = self.request
-        return Job(
+        return AnswerJob(
             messages=messages, ratio=body.ratio, max_new_tokens=body.max_output_tokens,
             temperature=body.temperature or 0.0, top_p=body.top_p or 1.0,
             tools=checked_tools(body.tools) if body.tool_choice != "none" else (),
@@ -184,7 +184,7 @@ class Turn:
         finally:
             if self.opened is not None:
                 await self.service.release(self.opened)
-        tally = self.opened.tally if self.opened is not None else Tally()
+        tally = self.opened.tally if self.opened is not None else TokenTally()
         done = self.body_of(status, output, tally)
         if self.request.store is not False:
             kept = {"id": self.id, "response": done, "items": self._kept_items()}
@@ -235,7 +235,7 @@ class Turn:
             }  # fmt: skip
         yield "", {"status": "incomplete" if finish == "length" else "completed"}
 
-    def body_of(self, status: str, output: list[Any], tally: Tally | None) -> dict[str, Any]:
+    def body_of(self, status: str, output: list[Any], tally: TokenTally | None) -> dict[str, Any]:
         """Return the response as it stands."""
         body = self.request
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -251,7 +251,7 @@ class Turn:
         }  # fmt: skip
 
 
-def usage_of(tally: Tally) -> dict[str, Any]:
+def usage_of(tally: TokenTally) -> dict[str, Any]:
     """Return the usage of a response."""
     return {
         "input_tokens": tally.prompt_tokens,
