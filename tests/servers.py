@@ -14,8 +14,9 @@ import uvicorn
 
 import octavo
 from octavo.serve.app import make_app
-from octavo.serve.backends import Backend, LocalBackend
+from octavo.serve.backends import Backend
 from octavo.serve.limits import Keys, Limits
+from octavo.serve.local import LocalBackend
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.service import Service
 

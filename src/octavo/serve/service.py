@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from octavo.errors import OctavoError
 from octavo.ingest import read_document
-from octavo.serve.backends import Answering, AnswerJob, Backend, LocalBackend, Piece
+from octavo.serve.backends import Answering, AnswerJob, Backend, Piece
 from octavo.serve.compaction import Seal
 from octavo.serve.database import Database
 from octavo.serve.limits import Limits
+from octavo.serve.local import LocalBackend
 from octavo.serve.parts import Reader
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.wire import RequestError

@@ -1,7 +1,6 @@
 """`/v1/responses`: conversations that the server remembers, and folds when they grow long."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -12,8 +11,19 @@ from octavo.serve.backends import Answering, AnswerJob, TokenTally
 from octavo.serve.compaction import digest, plain_text, written_down
 from octavo.serve.parts import fold_long
 from octavo.serve.requests import ResponseRequest
-from octavo.serve.routes.chat import checked_tools, compression_of
+from octavo.serve.routes.chat import checked_tools
 from octavo.serve.routes.contexts import PAGE, page_of
+from octavo.serve.routes.items import (
+    MAX_CHAIN,
+    call_events,
+    is_in,
+    merged,
+    own_items,
+    said_by,
+    text_part,
+    threshold_of,
+    usage_of,
+)
 from octavo.serve.service import Service, owner_of, service_of
 from octavo.serve.wire import (
     RequestError,
@@ -32,7 +42,6 @@ SHAPE = (
     "id", "object", "created_at", "model", "output", "parallel_tool_calls", "tool_choice", "tools",
     "status",
 )  # fmt: skip
-MAX_CHAIN = 1000
 
 
 @router.post("/responses", responses=shape("The response.", *SHAPE, streams=True))
@@ -93,11 +102,11 @@ class Turn:
 
     async def prepare(self) -> None:
         """Read the conversation, fold it where it is long, and let the backend begin."""
-        self.own = _own_items(self.request.input)
+        self.own = own_items(self.request.input)
         self.items = [*self._before(), *self.own]
         is_asked = bool(self.own) and self.own[-1].get("type") == "compaction_trigger"
         messages = await asyncio.to_thread(self._messages, self.items)
-        threshold = _threshold(self.request.context_management)
+        threshold = threshold_of(self.request.context_management)
         is_long = False
         if threshold is not None and not is_asked:
             tally = await self.service.backend.measure(self._job(messages))
@@ -141,12 +150,12 @@ class Turn:
             if item.get("type") == "compaction":
                 text, covered = self.service.seal.open(item.get("encrypted_content"), self.owner)
                 # What the compacted part holds is read there; what it does not stays.
-                kept = [m for m in wire if m["role"] == "system" or not _is_in(m, covered, reader)]
+                kept = [m for m in wire if m["role"] == "system" or not is_in(m, covered, reader)]
                 memory = {"type": "text", "text": text, "memory": True}
                 wire = [*kept, {"role": "user", "content": [memory]}]
             else:
-                wire += _said(item, self.service, self.owner)
-        return _merged(reader.read(wire))
+                wire += said_by(item, self.service, self.owner)
+        return merged(reader.read(wire))
 
     def _compact(
         self, messages: list[dict[str, Any]], *, keep_last: bool
@@ -162,7 +171,7 @@ class Turn:
         text = written_down(folded) or "(nothing was said)"
         item = self.service.seal.close(text, [digest(one) for one in folded], self.owner)
         memory = {"role": "user", "content": [{"type": "memory", "text": text}]}
-        return item, _merged([*system, memory, *rest])
+        return item, merged([*system, memory, *rest])
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield every event in the order that clients rely on; the last holds the response."""
@@ -217,19 +226,19 @@ class Turn:
                 output.append(message)
                 added = {"output_index": place["output_index"], "item": dict(message)}
                 yield "response.output_item.added", added
-                yield "response.content_part.added", {**place, "part": _part("")}
+                yield "response.content_part.added", {**place, "part": text_part("")}
             if piece.text:
                 text += piece.text
                 delta = {**place, "delta": piece.text, "logprobs": []}
                 yield "response.output_text.delta", delta
             for call in piece.calls:
-                async for one in _called(call, output):
+                async for one in call_events(call, output):
                     yield one
             finish = piece.finish or finish
         if message is not None:
             yield "response.output_text.done", {**place, "text": text, "logprobs": []}
-            yield "response.content_part.done", {**place, "part": _part(text)}
-            message |= {"status": "completed", "content": [_part(text)]}
+            yield "response.content_part.done", {**place, "part": text_part(text)}
+            message |= {"status": "completed", "content": [text_part(text)]}
             yield "response.output_item.done", {
                 "output_index": place["output_index"], "item": dict(message),
             }  # fmt: skip
@@ -251,116 +260,6 @@ class Turn:
         }  # fmt: skip
 
 
-def usage_of(tally: TokenTally) -> dict[str, Any]:
-    """Return the usage of a response."""
-    return {
-        "input_tokens": tally.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": tally.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": tally.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": tally.prompt_tokens + tally.completion_tokens,
-        "compression": compression_of(tally),
-    }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-async def _called(
-    call: Any, output: list[dict[str, Any]]
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Yield the events of one whole tool call."""
-    function = call["function"]
-    item = {
-        "type": "function_call", "id": new_id("fc"), "call_id": call["id"],
-        "name": function["name"], "arguments": "", "status": "in_progress",
-    }  # fmt: skip
-    place = {"output_index": len(output), "item_id": item["id"]}
-    yield "response.output_item.added", {"output_index": len(output), "item": dict(item)}
-    said = function["arguments"]
-    yield "response.function_call_arguments.delta", {**place, "delta": said}
-    named = {"name": item["name"], "arguments": said}
-    yield "response.function_call_arguments.done", {**place, **named}
-    item |= {"arguments": said, "status": "completed"}
-    yield "response.output_item.done", {"output_index": len(output), "item": item}
-    output.append(item)
-
-
-# -- items ---------------------------------------------------------------------------------------
-
-
-def _own_items(given: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    if given is None:
-        return []
-    return [{"role": "user", "content": given}] if isinstance(given, str) else given
-
-
-def _said(item: dict[str, Any], service: Service, owner: str) -> list[dict[str, Any]]:
-    """Return the chat messages of an item."""
-    kind = item.get("type", "message")
-    if kind == "message" and "role" in item:
-        return [{"role": item["role"], "content": item.get("content")}]
-    if kind in ("function_call", "custom_tool_call"):
-        said = item.get("arguments") if kind == "function_call" else item.get("input")
-        function = {"name": item.get("name"), "arguments": said}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
-        return [{"role": "assistant", "content": "", "tool_calls": [call]}]
-    if kind in ("function_call_output", "custom_tool_call_output"):
-        told = item.get("output")
-        content = told if isinstance(told, str | list) else json.dumps(told)
-        return [{"role": "tool", "tool_call_id": item.get("call_id"), "content": content}]
-    if kind == "item_reference":
-        return _said(_referenced(str(item.get("id")), service, owner), service, owner)
-    if kind in ("reasoning", "compaction_trigger"):
-        return []
-    # Something of a newer client: the model reads it as it is.
-    return [{"role": "assistant", "content": json.dumps(item)}]
-
-
-def _referenced(id: str, service: Service, owner: str) -> dict[str, Any]:
-    """Return a stored item by its id, out of the latest responses."""
-    found, _ = service.database.page(
-        "response", owner, after=None, limit=MAX_CHAIN, is_newest_first=True
-    )
-    for kept in found:
-        for item in [*kept["response"]["output"], *kept["items"]]:
-            if item.get("id") == id and item.get("type") != "item_reference":
-                return dict(item)
-    raise RequestError(f"no item {id[:80]!r} is stored; send it whole", param="input")
-
-
-def _is_in(message: dict[str, Any], covered: set[str], reader: Any) -> bool:
-    return digest(reader.read([message])[0]) in covered
-
-
-def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join a message that is memory alone with the user's next one: most templates alternate."""
-    done: list[dict[str, Any]] = []
-    for message in messages:
-        before = done[-1] if done else {}
-        if message["role"] == "user" == before.get("role") and not isinstance(
-            before["content"], str
-        ):
-            said = message["content"]
-            parts = [{"type": "text", "text": said}] if isinstance(said, str) else said
-            between = {"type": "text", "text": "\n\n"}
-            done[-1] = {**before, "content": [*before["content"], between, *parts]}
-        else:
-            done.append(message)
-    return done
-
-
-def _threshold(settings: Sequence[dict[str, Any]] | None) -> int | None:
-    for one in settings or ():
-        if one.get("type") == "compaction":
-            limit = one.get("compact_threshold")
-            if limit is not None and (type(limit) is not int or limit < 1):
-                raise RequestError("compact_threshold is no number", param="context_management")
-            return limit
-    return None
-
-
 # -- the other routes ----------------------------------------------------------------------------
 
 
@@ -369,7 +268,7 @@ async def compact(request: Request, body: ResponseRequest) -> Response:
     """Fold a conversation into one item, which stands for it from then on."""
     service, owner = service_of(request), owner_of(request)
     turn = Turn(service, owner, body)
-    items = [*turn._before(), *_own_items(body.input)]
+    items = [*turn._before(), *own_items(body.input)]
     messages = await asyncio.to_thread(turn._messages, items)
     others = [message for message in messages if message["role"] != "system"]
     if not others:
@@ -394,7 +293,7 @@ async def compact(request: Request, body: ResponseRequest) -> Response:
 async def count_input(request: Request, body: ResponseRequest) -> Response:
     """Count what a response would read."""
     turn = Turn(service_of(request), owner_of(request), body)
-    items = [*turn._before(), *_own_items(body.input)]
+    items = [*turn._before(), *own_items(body.input)]
     messages = await asyncio.to_thread(turn._messages, items)
     tally = await unless_gone(request, turn.service.backend.measure(turn._job(messages)))
     return reply({"object": "response.input_tokens", "input_tokens": tally.prompt_tokens})
