@@ -66,9 +66,10 @@ def test_what_was_stored_answers_after_a_kill(tmp_path: Path) -> None:
         assert process.wait(timeout=30) is not None
 
 
-@pytest.mark.parametrize("is_slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("each", [4, 360])
 def test_no_request_of_its_own_description_breaks_it(
-    fake_model: octavo.Model, tmp_path: Path, is_slow: bool
+    fake_model: octavo.Model, tmp_path: Path, each: int
 ) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
@@ -88,7 +89,6 @@ def test_no_request_of_its_own_description_breaks_it(
     with serving(fake_model, tmp_path) as url:
         schema = schemathesis.openapi.from_url(url.removesuffix("v1") + "openapi.json")
         operations = [found.ok() for found in schema.get_all_operations()]
-        each = 10_000 // len(operations) + 1 if is_slow else 4
         for operation in operations:
 
             @given(case=operation.as_strategy())
