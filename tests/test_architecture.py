@@ -65,7 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 BUDGETS = {
-    "serve": 3400,  # a third of it are the shapes that clients read, one line a field
+    "serve": 3400,  # chats, contexts, files, responses; keys and limits; two backends; a queue
     "ask": 900,
     "ingest": 450,
     "store": 1250,
