@@ -116,6 +116,8 @@ def test_what_is_not_there_is_one_clear_error(store: Store, fake_model: octavo.M
     for text in ("", " \n"):
         with pytest.raises(StoreError, match="empty"):
             store.add(text, model=None)
+    with pytest.raises(StoreError, match="surrogate"):
+        store.add("half \ud800", model=None)
     for label in ("", " x", "a\nb", "x" * 999, "\ud800"):
         with pytest.raises(StoreError, match="name"):
             store.add(LONG, model=None, name=label)
