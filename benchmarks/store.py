@@ -1,6 +1,6 @@
 """The store and `octavo ask`: how long a large store and a book take.
 
-    python benchmarks/store.py OUT.jsonl [--entries 10000] [--model smol]
+    python benchmarks/store.py OUT.jsonl [--entries 10000] [--model smol] [--only book|int8|store]
 
 Rows, one a line: `add` (a short text, indexed only), `list` (all entries, in this process and by
 the command), `ask-store` (one question to all of them), `ask-book` (one question to a book-sized
@@ -130,11 +130,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--entries", type=int, default=10_000)
     parser.add_argument("--model", default="smol")
+    parser.add_argument("--only", choices=["book", "int8", "store"])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure_book(Path(folder))
-        rows += measure_int8(Path(folder), asked.model)
-        rows += measure_store(Path(folder) / "home", asked.entries)
+        home, rows = Path(folder), []
+        if asked.only in ("book", None):
+            rows += measure_book(home)
+        if asked.only in ("int8", None):
+            rows += measure_int8(home, asked.model)
+        if asked.only in ("store", None):
+            rows += measure_store(home / "home", asked.entries)
     machine = {"python": sys.version.split()[0], "cpus": os.cpu_count()}
     lines = [json.dumps(row | machine) for row in rows]
     asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHECKPOINT, TEXT
+from drivers import store_kills
 
 import octavo
 from octavo.errors import ContextError, InputError, StoreError
 from octavo.files import WriteError
 from octavo.store import Store
 
-DRIVER = Path(__file__).parent / "drivers" / "store_kills.py"
 LONG = TEXT * 5
 
 
@@ -116,6 +116,8 @@ def test_what_is_not_there_is_one_clear_error(store: Store, fake_model: octavo.M
     for text in ("", " \n"):
         with pytest.raises(StoreError, match="empty"):
             store.add(text, model=None)
+    with pytest.raises(StoreError, match="surrogate"):
+        store.add("half \ud800", model=None)
     for label in ("", " x", "a\nb", "x" * 999, "\ud800"):
         with pytest.raises(StoreError, match="name"):
             store.add(LONG, model=None, name=label)
@@ -401,21 +403,19 @@ def test_threads_share_a_store(store: Store, fake_model: octavo.Model) -> None:
     assert len(texts) == len(store.list()) == 3
 
 
-def kill_at_random(folder: Path, seed: int, kills: int, seconds: float) -> dict[str, int]:
-    command = [sys.executable, str(DRIVER), *map(str, (folder, seed, kills, seconds))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
-
-
-def test_kills_while_adding_removing_and_sweeping_do_no_harm(tmp_path: Path) -> None:
-    assert kill_at_random(tmp_path / "s", 0, 12, 60)["kills"] == 12  # of hundreds that `slow` does
+def test_kills_while_adding_removing_and_sweeping_do_no_harm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_kills.main(str(tmp_path / "s"), "0", "12", "60")
+    assert json.loads(capsys.readouterr().out)["kills"] == 12
 
 
 @pytest.mark.slow
 def test_a_thousand_kills_do_no_harm(tmp_path: Path) -> None:
-    found = kill_at_random(tmp_path / "s", 1, 1000, 170)
+    command = [sys.executable, store_kills.__file__, str(tmp_path / "s"), "1", "1000", "170"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found["kills"] > 100
     assert found["unfinished"] > 0  # moments between two steps were hit
     assert found["read"] > 100

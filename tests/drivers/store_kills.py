@@ -1,7 +1,7 @@
 """Kill processes that add, remove and sweep at random moments, then look at what they left.
 
-Called as `store_kills.py FOLDER SEED KILLS SECONDS`; prints what it hit as JSON. Torch is imported
-once: every process is a fork.
+Called as `store_kills.py FOLDER SEED KILLS SECONDS`; prints what it hit as JSON. The model is
+loaded once: every process is a fork.
 """
 
 import json

@@ -150,6 +150,17 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_encodable(text: str) -> None:
+    """Refuse half a surrogate pair, which no file of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"the text holds half a surrogate pair at character {error.start:,}; take it out or "
+            "write the whole pair"
+        ) from error
+
+
 def check_label(label: str, what: str) -> str:
     """Return a name or a tag; raises `StoreError` for one that cannot be."""
     try:

@@ -32,6 +32,7 @@ from octavo.store.entry import (
     INDEX_FILE,
     TEXT_FILE,
     StoreEntry,
+    check_encodable,
     check_label,
     describe,
     id_of,
@@ -141,6 +142,7 @@ class Store:
         labels = tuple(check_label(tag, "tag") for tag in tags)
         if not isinstance(text, str) or not text.strip():
             raise StoreError("the text is empty; there is nothing to keep")
+        check_encodable(text)
         ratio = 0 if model is None else ratio or model.config.compression_ratio
         fingerprint = model.fingerprint if model is not None else ""
         identity = id_of(fingerprint, ratio, sha256_of(text))

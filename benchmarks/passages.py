@@ -1,0 +1,96 @@
+"""How often the passages found hold the answer: a book's chapter, and octavo's own source tree.
+
+    python benchmarks/passages.py OUT.jsonl
+
+Rows, one a question: `rank`, the first passage (of the chapter) or the first different file (of the
+tree) that holds the answer, 0 for none among ten; `tokens`, about how many were shown up to three
+passages. The questions were written by reading the text, before anything was ranked.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from octavo.ask.index import PassageIndex
+from octavo.ask.passages import cut_passages, num_tokens
+from octavo.ask.sources import TextSource, find_passages
+from octavo.ingest import find_files, read_document
+
+ROOT = Path(__file__).parent.parent
+CHAPTER = ROOT / "examples" / "king-solomons-mines-14.txt"
+OF_CHAPTER = {
+    "How many men strong was Twala's force?": "forty thousand",
+    "How many of the Greys remained on their feet after the battle?": "ninety-five",
+    "What did Infadoos promise to those who survived?": "rewards of cattle",
+    "Where was Good wounded?": "wounded in the leg",
+    "What did Sir Henry shout as he struck?": "O-hoy",
+    "Which regiment supported the Greys?": "known as the Buffaloes",
+    "How deep was the tongue of grass land?": "four hundred",
+    "What sort of cloak did Ignosi wear?": "leopard-skin",
+    "Who sat with Twala in front of his hut?": "Gagool",
+    "What would happen to the town if the defenders did not surrender before nightfall?": "burn",
+    "What saved Good from the spear?": "chain armour had prevented",
+    "Whose son did Sir Henry slay?": "Scragga my son",
+    "What did Good still wear in his eye?": "eyeglass",
+    "How long had Infadoos lived among warriors?": "a long life among warriors",
+    "What was the second attacking regiment distinguished by?": "white plumes",
+}
+OF_TREE = {
+    "How are temporary files of killed processes removed?": "octavo/files.py",
+    "Where are hidden states of a block averaged when pooling?": "octavo/nn/pooling.py",
+    "Which tokens may no text of a user become?": "octavo/text.py",
+    "How is the learning rate scheduled over the steps?": "octavo/train/loop.py",
+    "Where are training examples packed into rows?": "octavo/data/packing.py",
+    "How are latents scaled to int8?": "octavo/store/latents.py",
+    "Which error is raised for a ratio the model does not serve?": "octavo/config.py",
+    "What is the exit code of an interrupted command?": "octavo/cli/__init__.py",
+    "How is the fingerprint of weights computed?": "octavo/weights/fingerprint.py",
+    "Where are chat templates rendered in a sandbox?": "octavo/template.py",
+    "How is the peak memory of a process measured?": "octavo/machine.py",
+    "How are slots of the prompt filled with latents?": "octavo/nn/splice.py",
+    "How is the confidence of an answer calibrated?": "octavo/confidence.py",
+    "Where is the kernel lock between processes taken with flock?": "octavo/store/locks.py",
+}
+
+
+def source_of(path: Path) -> TextSource:
+    """Index one file."""
+    document = read_document(path)
+    text = document.text
+    index = PassageIndex.build(text, cut_passages(text, kind=document.kind))
+    return TextSource(title=path.as_posix(), index=index, read=lambda: text)
+
+
+def main() -> None:
+    """Ask all questions, and print and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    asked = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    chapter = [source_of(CHAPTER)]
+    for question, answer in OF_CHAPTER.items():
+        found = find_passages(question, chapter, 10)
+        texts = [" ".join(one.text.split()) for one in found]
+        rank = next((at for at, text in enumerate(texts, 1) if answer in text), 0)
+        tokens = sum(map(num_tokens, texts[:3]))
+        rows.append({"of": "chapter", "question": question, "rank": rank, "tokens": tokens})
+    tree = [source_of(path) for path in find_files([ROOT / "src"])]
+    for question, place in OF_TREE.items():
+        found = find_passages(question, tree, 50)
+        files = list(dict.fromkeys(one.title for one in found))[:10]
+        rank = next((at for at, file in enumerate(files, 1) if file.endswith(place)), 0)
+        tokens = sum(num_tokens(one.text) for one in found[:3])
+        rows.append({"of": "source tree", "question": question, "rank": rank, "tokens": tokens})
+    asked.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for of in ("chapter", "source tree"):
+        ranks = [row["rank"] for row in rows if row["of"] == of]
+        tokens = sum(row["tokens"] for row in rows if row["of"] == of) / len(ranks)
+        counts = {k: sum(0 < rank <= k for rank in ranks) for k in (1, 3, 10)}
+        print(
+            of, f"{len(ranks)} questions, about {tokens:.0f} tokens;", "held by the first", counts
+        )
+
+
+if __name__ == "__main__":
+    main()
