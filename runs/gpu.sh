@@ -10,8 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 dry=() args=()
 for one in "$@"; do
   if [ "$one" = --dry-run ]; then
-    dry=(--set stages.sft.steps=2 --set batch_rows=2 --set micro_batch_rows=2 --set data.row_tokens=96
-      --set "data.mixtures.sft.context_tokens=[16, 60]" --set "data.mixtures.sft.document_tokens=[32, 60]"
+    dry=(--set stages.sft.steps=2 --set batch_rows=2 --set micro_batch_rows=2 --set data.row_tokens=512
+      --set "data.mixtures.sft.context_tokens=[16, 400]" --set "data.mixtures.sft.document_tokens=[32, 60]"
       --set "data.mixtures.sft.copy_tokens=[8, 24]" --set data.mixtures.sft.min_segment_tokens=8 --set data.workers=1
       --set data.max_documents=20 --set compile=false --set precision=fp32 --set lora.rank=2)
   else args+=("$one"); fi
