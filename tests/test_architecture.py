@@ -18,7 +18,7 @@ SOURCE = PACKAGE.parent
 MAX_FUNCTION_LINES = 60
 MAX_FOLDER_FILES = 14
 CLI_FUNCTIONS = {
-    *("add", "agent", "ask", "bench", "compress", "evaluate", "generate", "serve", "make_server"),
+    *("agent", "ask", "bench", "compress", "evaluate", "serve", "make_server"),
 }
 """Verbs whose options alone fill a page: each is an argument with its help."""
 

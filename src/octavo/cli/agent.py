@@ -8,16 +8,12 @@ import typer
 
 from octavo.cli.inputs import Misuse, check_single_stdin, echo, read_question, read_text
 from octavo.cli.options import (
+    SHIPPED,
     AsJson,
-    Base,
-    Device,
-    Dtype,
-    EngineName,
     ModelChoice,
-    ModelName,
     Ratio,
-    Revision,
     bars,
+    chooses_model,
     open_model,
 )
 from octavo.progress import Progress
@@ -31,6 +27,7 @@ MADE_UP = 24
 """Items that a model is calibrated on where none are given."""
 
 
+@chooses_model
 def agent(
     question: Annotated[
         str | None, typer.Argument(metavar="[QUESTION]", help="- reads it from stdin.")
@@ -67,12 +64,7 @@ def agent(
         ),
     ] = False,
     ratio: Ratio = None,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question by skimming texts as latents and expanding passages.
@@ -80,9 +72,6 @@ def agent(
     The passages come first, with their places; then the answer, if the model is sure of it. What it
     cost goes to stderr.
     """
-    choice = ModelChoice(
-        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-    )
     if calibrate:
         _calibrate(choice, [one for one in (question, *(places or [])) if one], as_json)
         return

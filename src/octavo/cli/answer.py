@@ -19,22 +19,18 @@ from octavo.cli.inputs import (
     read_text,
 )
 from octavo.cli.options import (
+    SHIPPED,
     AsJson,
-    Base,
     Contexts,
-    Device,
-    Dtype,
-    EngineName,
     Files,
     MaxNewTokens,
     ModelChoice,
-    ModelName,
     Quiet,
     Ratio,
-    Revision,
     Seed,
     Temperature,
     bars,
+    chooses_model,
     open_model,
     say_limits,
 )
@@ -47,6 +43,7 @@ if TYPE_CHECKING:
     from octavo.model import Model
 
 
+@chooses_model
 def compress(
     file: Annotated[
         str,
@@ -63,12 +60,7 @@ def compress(
         ),
     ] = None,
     ratio: Ratio = None,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fold a text into latents, saved as a context.
@@ -76,9 +68,6 @@ def compress(
     An existing file at OUT is replaced, in one step, once the new one is whole. Without OUT the
     store keeps it (octavo store list), and folds no text twice.
     """
-    choice = ModelChoice(
-        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-    )
     if output is None:
         _compress_into_store(file, choice, ratio, as_json)
         return
@@ -151,6 +140,7 @@ def _compress_into_store(file: str, choice: ModelChoice, ratio: int | None, as_j
         echo(line_of(entry))
 
 
+@chooses_model
 def generate(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="- reads it from stdin.")],
     context: Contexts = None,
@@ -169,12 +159,7 @@ def generate(
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer once it is whole.")
     ] = False,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -188,9 +173,6 @@ def generate(
     check_contexts_exist(places)
     question = read_question(question)
     texts = [read_text(one) for one in files]
-    choice = ModelChoice(
-        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-    )
     with bars() as report:
         loaded = open_model(choice, report, ratio)
         contexts, seconds = gather(loaded, places, texts, None if raw else report, ratio)

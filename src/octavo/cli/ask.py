@@ -11,15 +11,11 @@ import typer
 
 from octavo.cli.inputs import Misuse, check_single_stdin, echo, read_question
 from octavo.cli.options import (
+    SHIPPED,
     AsJson,
-    Base,
-    Device,
-    Dtype,
-    EngineName,
     ModelChoice,
-    ModelName,
-    Revision,
     bars,
+    chooses_model,
     open_model,
 )
 from octavo.errors import InputError, OctavoError, StoreError
@@ -37,6 +33,7 @@ UNMEASURED = (
 )
 
 
+@chooses_model
 def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="- reads it from stdin.")],
     places: Annotated[
@@ -59,12 +56,7 @@ def ask(
     no_answer: Annotated[
         bool, typer.Option("--no-answer", help="Show passages alone; loads no model.")
     ] = False,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
     as_json: AsJson = False,
 ) -> None:
     """Find the passages that answer a question, in files or in the store.
@@ -95,9 +87,6 @@ def ask(
         sys.stdout.flush()
     answer = None
     if not no_answer:
-        choice = ModelChoice(
-            model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-        )
         with bars() as report:
             loaded = open_model(choice, report)
             report("answering", 0, 0)

@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING, Any
 from octavo.cli.answer import gather
 from octavo.cli.inputs import check_contexts_exist, check_single_stdin, echo, read_text
 from octavo.cli.options import (
-    Base,
+    SHIPPED,
     Contexts,
-    Device,
-    Dtype,
-    EngineName,
     Files,
     MaxNewTokens,
     ModelChoice,
-    ModelName,
     Quiet,
     Ratio,
-    Revision,
     Seed,
     Temperature,
     bars,
+    chooses_model,
     open_model,
     say_limits,
 )
@@ -40,6 +36,7 @@ COMMANDS = {
 """What a line may be instead of a question."""
 
 
+@chooses_model
 def chat(
     context: Contexts = None,
     file: Files = None,
@@ -47,12 +44,7 @@ def chat(
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     seed: Seed = None,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
     quiet: Quiet = False,
 ) -> None:
     """Talk about contexts and texts, one line a turn.
@@ -64,9 +56,6 @@ def chat(
     check_single_stdin("-", *files)
     check_contexts_exist(places)
     texts = [read_text(one) for one in files]
-    choice = ModelChoice(
-        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-    )
     with bars() as report:
         loaded = open_model(choice, report, ratio)
         contexts, _ = gather(loaded, places, texts, report, ratio)

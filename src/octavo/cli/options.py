@@ -1,9 +1,11 @@
 """The options that several verbs share, and what they lead to: a loaded model, bars on stderr."""
 
 import contextlib
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,14 +80,44 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelChoice:
-    """Which model to load, and how: the shared options of one command line."""
+    """Which model to load, and how: each field is an option of every verb that loads one."""
 
-    model: str | None
-    revision: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    base: Path | None = None
-    engine: str = "local"
+    model: ModelName = None
+    revision: Revision = None
+    device: Device = None
+    dtype: Dtype = None
+    base: Base = None
+    engine: EngineName = "local"
+
+
+SHIPPED = ModelChoice()
+"""The model that is loaded where no option names another."""
+
+
+def chooses_model(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of `ModelChoice` in the place of its parameter `choice`."""
+    own = inspect.signature(verb).parameters
+    options = {
+        field.name: inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(SHIPPED, field.name),
+            annotation=field.type,
+        )
+        for field in fields(ModelChoice)
+    }
+
+    @functools.wraps(verb)
+    def with_options(**given: Any) -> None:
+        verb(choice=ModelChoice(**{name: given.pop(name) for name in options}), **given)
+
+    shown: list[inspect.Parameter] = []
+    for name, parameter in own.items():
+        keyword = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        shown += options.values() if name == "choice" else [keyword]
+    with_options.__dict__["__signature__"] = inspect.Signature(shown)
+    with_options.__annotations__ = {one.name: one.annotation for one in shown}
+    return with_options
 
 
 def check_revision(model: str | None, revision: str | None) -> None:

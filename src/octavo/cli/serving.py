@@ -9,14 +9,10 @@ import typer
 
 from octavo.cli.inputs import Misuse, echo
 from octavo.cli.options import (
-    Base,
-    Device,
-    Dtype,
-    EngineName,
+    SHIPPED,
     ModelChoice,
-    ModelName,
-    Revision,
     bars,
+    chooses_model,
     open_model,
 )
 from octavo.errors import MissingExtraError
@@ -37,8 +33,9 @@ def _needed(module: str, extra: str) -> Any:
         ) from error
 
 
+@chooses_model
 def serve(
-    model: ModelName = None,
+    choice: ModelChoice = SHIPPED,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -65,11 +62,6 @@ def serve(
     heartbeat: Annotated[
         bool, typer.Option(help="Send comments in streams while nothing comes.")
     ] = True,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
 ) -> None:
     """Serve chat, responses, contexts and a page to look at, as OpenAI's clients know it.
 
@@ -84,7 +76,7 @@ def serve(
     from octavo.serve.requests import CompressPolicy
     from octavo.serve.service import Service
 
-    if backend is not None and model is not None:
+    if backend is not None and choice.model is not None:
         raise Misuse("--backend and --model are two ways to answer; give one")
     keys = Keys(api_key_file) if api_key_file is not None else None
     app.check_host(host, keys)
@@ -95,9 +87,6 @@ def serve(
     if backend is not None:
         answers = RemoteBackend(backend, limits, key=os.environ.get("OCTAVO_BACKEND_KEY"))
     else:
-        choice = ModelChoice(
-            model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-        )
         with bars() as report:
             answers = LocalBackend(open_model(choice, report), limits)
     policy = None if compress_over is None else CompressPolicy(over_tokens=compress_over)
@@ -108,15 +97,11 @@ def serve(
     )  # fmt: skip
 
 
+@chooses_model
 def mcp(
     store: StoreFolder = None,
-    model: ModelName = None,
+    choice: ModelChoice = SHIPPED,
     fold: Annotated[bool, typer.Option(help="Fold texts with a model, or only index them.")] = True,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
 ) -> None:
     """Offer the store to an assistant as tools, over stdin and stdout (Model Context Protocol)."""
     tools = _needed("octavo.serve.mcp", "mcp")
@@ -124,9 +109,6 @@ def mcp(
 
     loaded = None
     if fold:
-        choice = ModelChoice(
-            model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-        )
         with bars() as report:
             loaded = open_model(choice, report)
     tools.make_server(Store(store), loaded).run("stdio")

@@ -10,16 +10,12 @@ import typer
 
 from octavo.cli.inputs import Misuse, check_single_stdin, echo, format_bytes
 from octavo.cli.options import (
+    SHIPPED,
     AsJson,
-    Base,
-    Device,
-    Dtype,
-    EngineName,
     ModelChoice,
-    ModelName,
     Ratio,
-    Revision,
     bars,
+    chooses_model,
     open_model,
 )
 from octavo.errors import OctavoError, StoreError
@@ -36,6 +32,7 @@ Keys = Annotated[list[str], typer.Argument(metavar="NAME|ID...", help="An id may
 
 
 @store.command()
+@chooses_model
 def add(
     places: Annotated[
         list[str],
@@ -56,12 +53,7 @@ def add(
         bool, typer.Option("--index-only", help="Fold nothing; loads no model.")
     ] = False,
     ratio: Ratio = None,
-    model: ModelName = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
     as_json: AsJson = False,
 ) -> None:
     """Fold documents and keep them; what is there already is found, not folded again.
@@ -83,9 +75,6 @@ def add(
     entries = []
     with bars() as report:
         if not index_only:
-            choice = ModelChoice(
-                model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-            )
             loaded = open_model(choice, report, ratio)
         for document in documents:
             what = Path(document.source).name or "stdin"

@@ -10,14 +10,10 @@ import typer
 
 from octavo.cli.inputs import Misuse, echo
 from octavo.cli.options import (
-    Base,
-    Device,
-    Dtype,
-    EngineName,
+    SHIPPED,
     ModelChoice,
-    ModelName,
-    Revision,
     bars,
+    chooses_model,
     open_model,
 )
 from octavo_evals.cli import Counts, Texts, option
@@ -26,6 +22,7 @@ if TYPE_CHECKING:
     from octavo_evals.run import Account
 
 
+@chooses_model
 def evaluate(
     context: typer.Context,
     tasks: Annotated[
@@ -45,7 +42,6 @@ def evaluate(
             "--method",
         ),
     ] = None,
-    model: ModelName = None,
     ratios: Annotated[
         Counts,
         option(
@@ -77,11 +73,7 @@ def evaluate(
         Path | None,
         option("PATH", "The Python of an environment with kvpress, for methods that need it."),
     ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    base: Base = None,
-    revision: Revision = None,
-    engine: EngineName = "local",
+    choice: ModelChoice = SHIPPED,
 ) -> None:
     """Evaluate methods of reading a long context, all on the same items.
 
@@ -99,17 +91,14 @@ def evaluate(
     choose(names, ratios or [2])
     if python is not None and not python.expanduser().is_file():
         raise Misuse(f"--python {python} is no file; give the bin/python of an environment")
-    opened = ModelChoice(
-        model=model, revision=revision, device=device, dtype=dtype, base=base, engine=engine
-    )
     with bars(LINES) as show:
-        loaded = open_model(opened, show)
+        loaded = open_model(choice, show)
         chosen = choose(names, ratios or [loaded.config.compression_ratio])
         elsewhere = [
             one for one in chosen if METHODS[one[0]].needs_kvpress and python and not _has_kvpress()
         ]
         job = Job(
-            model=opened,
+            model=choice,
             tasks=tuple(tasks),
             methods=tuple(one for one in chosen if one not in elsewhere),
             folder=out.expanduser(),
