@@ -107,7 +107,7 @@ FENCED = {
     "vllm": {"octavo_vllm"},
     "kvpress": {"octavo_evals/harness/kvpress.py"},
     "lm_eval": {"octavo_evals/harness/lm_eval.py"},
-    "bm25s": {"ask", "octavo_evals/methods"},
+    "bm25s": {"ask"},
     "Stemmer": {"ask"},
     "regex": {"ask"},
     "pypdfium2": {"ingest/readers.py"},

@@ -149,23 +149,34 @@ def test_truncation_keeps_its_end_and_the_budget(
     assert kept in min(seen, key=len)
 
 
+DAYS = range(60)
+FIELDS = [f"The {n}th field was mown before noon and raked by two men. " for n in DAYS]
+FIELDS.insert(17, "The heron nests at mile seven by the old lock. ")
+TIDES = [f"第{n}天，守塔人记下了风向和潮水。" for n in DAYS]
+TIDES.insert(30, "钥匙藏在第三级台阶下面。")
+GULLS = json.dumps([{"id": n, "name": f"gull{n}", "place": f"pier {n * 7 % 31}"} for n in DAYS])
+
+
+@pytest.mark.parametrize(
+    ("context", "question", "found"),
+    [
+        ("".join(FIELDS), "Where does the heron nest?", "heron nests at mile seven"),
+        ("".join(TIDES), "钥匙藏在哪里？", "第三级台阶"),  # no space in it
+        (GULLS, "At which place is gull47?", "gull47"),  # one line
+    ],
+    ids=["English", "Chinese", "JSON"],
+)
 def test_retrieval_picks_the_passage_that_the_question_names(
-    model: octavo.Model, tmp_path: Path
+    model: octavo.Model, tmp_path: Path, context: str, question: str, found: str
 ) -> None:
     class Needle(Lamps):
         def make(self, request: Request) -> Iterator[Item]:
-            hay = [
-                f"The {n}th field was mown before noon and raked by two men. " for n in range(60)
-            ]
-            hay.insert(17, "The heron nests at mile seven by the old lock. ")
-            yield Item(
-                id="0", context="".join(hay), after="Where does the heron nest?", references=("-",)
-            )
+            yield Item(id="0", context=context, after=question, references=("-",))
 
     seen: list[str] = []
     watching = oracle(model, lambda text: seen.append(text) or ["x"])  # type: ignore[func-returns-value]
     evaluate(watching, [Needle()], [("bm25", 16)], tmp_path)
-    assert "heron nests at mile seven" in seen[0]
+    assert found in seen[0].replace(question, "")
     (row,) = rows_of(tmp_path)
     assert row["prompt_tokens"] <= row["context_tokens"] / 16 + 120
 

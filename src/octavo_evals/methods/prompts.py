@@ -3,11 +3,12 @@
 A method with a ratio keeps ceil(context tokens / ratio) tokens, as many as octavo has latents.
 """
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from octavo.ask.index import PassageIndex
+from octavo.ask.passages import cut_passages
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.model import Model
 from octavo_evals.parts import Parts
@@ -68,55 +69,28 @@ def keep_ends(parts: Parts, budget: int) -> Sequence[int]:
 class Retrieval:
     """Okapi BM25 over passages of the context, in their own order, up to the budget.
 
-    The passages are runs of whole sentences or lines. The question is the query: what retrieval
-    picks serves one question only. (Robertson & Zaragoza 2009; library: bm25s, arXiv 2407.03618.)
+    The passages and their index are those of `octavo ask`, a little shorter. The question is the
+    query: what retrieval picks serves one question only. (Robertson & Zaragoza 2009.)
     """
 
     def __init__(self, prompts: Any) -> None:
-        """Raise `MissingExtraError` without bm25s."""
-        try:
-            import bm25s
-        except ImportError as error:
-            raise MissingExtraError(
-                "the method bm25 needs bm25s: pip install 'octavo[eval]'"
-            ) from error
-        self._bm25s, self._prompts = bm25s, prompts
+        """Keep tokens of the decoder that `prompts` writes for."""
+        self._prompts = prompts
 
     def __call__(self, parts: Parts, budget: int) -> Sequence[int]:
-        """Return the ids of the best passages."""
-        passages = [self._prompts.text_ids(text) for text in self._passages(parts.item.context)]
-        texts = [self._prompts.decoder_tokenizer.decode(ids) for ids in passages]
-        corpus = self._bm25s.tokenize(texts, stopwords="en", show_progress=False)
-        query = self._bm25s.tokenize(
-            [parts.item.after or parts.item.context[-400:]], stopwords="en", show_progress=False
-        )
-        ranked: Sequence[int] = range(len(texts))
-        # Nothing to rank by, as for a context of coded words: the first passages are kept.
-        if shared := [token for token in query.vocab if token and token in corpus.vocab]:
-            index = self._bm25s.BM25()
-            index.index(corpus, show_progress=False)
-            scores = index.get_scores(shared)
-            ranked = sorted(range(len(texts)), key=lambda at: (-scores[at], at))
-        chosen: dict[int, list[int]] = {}
-        for at in ranked:
+        """Return the ids of the best passages, the last of them cut off."""
+        text = parts.item.context
+        index = PassageIndex.build(text, cut_passages(text, max_tokens=PASSAGE_TOKENS))
+        found = [hit.passage for hit in index.search(parts.item.after or text[-400:], len(index))]
+        # What shares no word with the question comes last, in its order: all of it, at the worst.
+        others = [passage for passage in index.passages if passage not in found]
+        chosen: dict[int, Sequence[int]] = {}
+        for passage in (*found, *others):
             room = budget - sum(map(len, chosen.values()))
             if room <= 0:
                 break
-            chosen[at] = passages[at][:room]
+            chosen[passage.index] = self._prompts.text_ids(text[passage.start : passage.end])[:room]
         return [token for at in sorted(chosen) for token in chosen[at]]
-
-    def _passages(self, context: str) -> list[str]:
-        """Cut the context after sentences and lines into passages, losing no character."""
-        pieces = re.findall(r".+?(?:[.!?][\"')\]]*\s+|\n+|$)", context, flags=re.DOTALL)
-        passages, size = [""], 0
-        for piece in pieces:
-            count = len(self._prompts.text_ids(piece))
-            if passages[-1] and size + count > PASSAGE_TOKENS:
-                passages.append("")
-                size = 0
-            passages[-1] += piece
-            size += count
-        return passages
 
 
 class Lingua:
