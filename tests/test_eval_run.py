@@ -265,9 +265,6 @@ def test_a_method_without_its_library_or_weights_says_what_to_do(
     monkeypatch.setitem(sys.modules, "kvpress", None)
     with pytest.raises(MissingExtraError, match="scripts/kvpress-env"):
         evaluate(model, [Lamps()], [("snapkv", 4)], tmp_path)
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(MissingExtraError, match=r"octavo\[eval\]"):
-        evaluate(model, [Lamps()], [("bm25", 4)], tmp_path)
     with pytest.raises(EvaluationError, match=r"--data llmlingua2\.weights="):
         evaluate(model, [Lamps()], [("llmlingua2", 4)], tmp_path)
     with pytest.raises(RatioError):
