@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.agent import Agent, Tool
+    from octavo.completion import Completion, Stream, Timings, Usage
     from octavo.config import Extension, ModelConfig
     from octavo.context import CompressedContext
     from octavo.engine.base import CHAT, Engine, Sampling
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from octavo.files import WriteError
-    from octavo.generate import Completion, Stream, Timings, Usage
     from octavo.loading import assemble, load
     from octavo.model import Model
     from octavo.nn import LCLM, LCLMConfig
@@ -45,7 +45,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "octavo.agent": ["Agent", "Tool"],
-    "octavo.generate": ["Completion", "Stream", "Timings", "Usage"],
+    "octavo.completion": ["Completion", "Stream", "Timings", "Usage"],
     "octavo.config": ["Extension", "ModelConfig"],
     "octavo.context": ["CompressedContext"],
     "octavo.engine.base": ["CHAT", "Engine", "Sampling"],

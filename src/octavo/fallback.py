@@ -6,8 +6,8 @@ from dataclasses import replace
 from octavo.ask.index import PassageIndex, search_all
 from octavo.ask.passages import cut_passages
 from octavo.ask.sources import join_passages
+from octavo.completion import Completion, Fallback
 from octavo.errors import ConfigError
-from octavo.generate import Completion, Fallback
 from octavo.prompt import PromptEncoder
 
 FALLBACKS: tuple[Fallback, ...] = ("passages", "raw")

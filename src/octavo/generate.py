@@ -6,12 +6,12 @@ prompts  --engine-->  tokens  --text-->  answers with their accounts
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 import torch
 
-from octavo.ask.citations import Citation
+from octavo.completion import Completion, Fallback, Timings, Usage
 from octavo.config import resolve_ratio
 from octavo.context import CompressedContext
 from octavo.engine.base import Engine, Prompt, Sampling
@@ -22,7 +22,6 @@ from octavo.text import TextStream
 Compress = Callable[[str], CompressedContext]
 """Turns a text into a context at the ratio that was asked for."""
 
-Fallback = Literal["passages", "raw"]
 ContextLike = CompressedContext | str | Sequence[CompressedContext | str] | None
 DEFAULT_NEW_TOKENS = 256
 CHARACTERS_A_TOKEN = 16
@@ -69,76 +68,6 @@ class FallbackOptions(Options, total=False):
     """Find the passages that the answer rests on (`Completion.citations`)."""
     threshold: float
     """The confidence below which it is not; where the model was not measured, none is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
-    """What was read and written, counted exactly."""
-
-    source_tokens: int
-    """Source tokens behind the latents of the prompt."""
-    latents: int
-    ratio: int | None
-    """Source tokens per latent; None for a prompt without latents."""
-    prompt_tokens: int
-    """Positions of the prompt: text tokens, tags and latents."""
-    completion_tokens: int
-    cached_tokens: int = field(default=0, compare=False)
-    """Of the prompt's, those whose KV cache was kept from earlier; 0 where several were asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timings:
-    """Wall-clock seconds."""
-
-    compress_seconds: float
-    """Spent compressing contexts that were given as text; 0 when none was."""
-    ttft_seconds: float
-    """From the call to the first token, compression included."""
-    total_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """An answer with its account."""
-
-    text: str
-    usage: Usage
-    timings: Timings
-    finish_reason: Literal["stop", "length"]
-    logprob: float | None = None
-    """The mean natural logarithm of the probabilities of the answer's tokens; None for none."""
-    confidence: float | None = None
-    """How likely the answer is right, as measured for this model (`confidence.py`); None before."""
-    fallback: Fallback | None = None
-    """What was read instead, the first answer not being trusted; the seconds are of both."""
-    citations: tuple[Citation, ...] = ()
-    """The passages it rests on, if they were asked for, those that hold the answer first."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return asdict(self)
-
-
-class Stream(Iterator[str]):
-    """The pieces of an answer as they are made; `completion` is there once it is exhausted."""
-
-    def __init__(self, pieces: Iterator[str | Completion]) -> None:
-        """Wrap a generator whose last item is the completion."""
-        self._pieces = pieces
-        self.completion: Completion | None = None
-
-    def __next__(self) -> str:
-        """Return the next piece of text."""
-        for piece in self._pieces:
-            if isinstance(piece, str):
-                return piece
-            self.completion = piece
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stop early and let go of the engine."""
-        self._pieces.close()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,21 +18,14 @@ import torch
 
 import octavo.generate as generate
 from octavo.ask.citations import cite
+from octavo.completion import Completion, Stream
 from octavo.confidence import THRESHOLD, Reading, read_measured
 from octavo.config import Extension, ModelConfig, resolve_ratio
 from octavo.context import CompressedContext
 from octavo.engine.base import Engine, Sampling
 from octavo.errors import ConfigError, ContextError, InputError
 from octavo.fallback import read_anew
-from octavo.generate import (
-    CHARACTERS_A_TOKEN,
-    Answers,
-    Completion,
-    ContextLike,
-    FallbackOptions,
-    Options,
-    Stream,
-)
+from octavo.generate import CHARACTERS_A_TOKEN, Answers, ContextLike, FallbackOptions, Options
 from octavo.prompt import Message, PromptEncoder, Source
 from octavo.text import sha256_of
 

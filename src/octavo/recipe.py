@@ -5,11 +5,9 @@ keys with the nearest known one, and values of the wrong type, before any step i
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Literal
 
 from octavo.config import AdapterType, Extension, MaskType, ModelConfig, Pooling
 from octavo.errors import ConfigError, TrainingError
+from octavo.sections import apply_override, build, did_you_mean
 
 Group = Literal["adapter", "encoder", "decoder", "memory_rows"]
 STAGES = ("adapter", "encoder", "decoder", "sft")
@@ -244,8 +243,8 @@ class RunConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise TrainingError(f"{path} is not a readable TOML recipe: {error}") from error
         for override in overrides:
-            _apply_override(values, override)
-        config: RunConfig = _build(cls, values, "")
+            apply_override(values, override)
+        config: RunConfig = build(cls, values, "")
         config.check()
         return config
 
@@ -355,62 +354,6 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise TrainingError(f"--set {override!r} is not section.field=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    *sections, last = name.strip().split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise TrainingError(f"--set {override!r}: {section!r} is a value, not a section")
-    values[last] = value
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    """Turn a TOML value into `kind`, naming the key that does not fit."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(values, dict):
-            raise TrainingError(f"{where} is {values!r}, expected a section")
-        hints = typing.get_type_hints(kind)
-        for name in values:
-            if name not in hints:
-                raise TrainingError(
-                    f"unknown key {f'{where}.{name}'.lstrip('.')!r}{did_you_mean(name, hints)}"
-                )
-        built = {n: _build(hints[n], v, f"{where}.{n}".lstrip(".")) for n, v in values.items()}
-        return kind(**built)  # type: ignore[operator]
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return _build(next(a for a in arguments if a is not type(None)), values, where)
-    if origin is Literal:
-        if values not in arguments:
-            raise TrainingError(f"{where} is {values!r}, expected one of {', '.join(arguments)}")
-        return values
-    if origin is list:  # one value may stand for a list of one: --set data.train=book.txt
-        values = values if isinstance(values, list) else [values]
-        return [_build(arguments[0], value, where) for value in values]
-    if origin is dict and isinstance(values, dict):
-        return {name: _build(arguments[1], v, f"{where}.{name}") for name, v in values.items()}
-    if kind is float and isinstance(values, int) and not isinstance(values, bool):
-        return float(values)
-    wanted = origin or kind
-    if not isinstance(values, wanted) or (isinstance(values, bool) and wanted is not bool):
-        raise TrainingError(f"{where} is {values!r}, expected {wanted.__name__}")
-    return values
-
-
 def _expect(is_right: bool, where: str, value: object, expected: str) -> None:
     if not is_right:
         raise TrainingError(f"{where} is {value}, expected {expected}")
-
-
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """Return the end of a message about an unknown name."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+from octavo.completion import Completion, Stream
 from octavo.context import CompressedContext
 from octavo.density import spread
 from octavo.errors import ContextError, PromptTooLongError
 from octavo.files import new_folder, write_text
-from octavo.generate import Completion, ContextLike, Options, Stream, list_contexts
+from octavo.generate import ContextLike, Options, list_contexts
 from octavo.model import Model
 
 MAX_HISTORY = 1024

@@ -15,8 +15,9 @@ import octavo.expand as expand
 from octavo.agent.answer import Action, AgentAnswer, Finish, Round
 from octavo.agent.calls import Call, Said, check_arguments, read_calls
 from octavo.ask.citations import Citation, holds
+from octavo.completion import Completion
 from octavo.confidence import Reading
-from octavo.generate import Completion, Options
+from octavo.generate import Options
 
 if TYPE_CHECKING:
     from octavo.agent.agent import Agent

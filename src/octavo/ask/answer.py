@@ -10,7 +10,7 @@ from octavo.confidence import THRESHOLD, read_measured
 from octavo.errors import PromptTooLongError
 
 if TYPE_CHECKING:
-    from octavo.generate import Completion
+    from octavo.completion import Completion
     from octavo.model import Model
 
 BUDGET = 256

@@ -37,8 +37,8 @@ from octavo.cli.options import (
 from octavo.progress import Progress
 
 if TYPE_CHECKING:
+    from octavo.completion import Completion
     from octavo.context import CompressedContext
-    from octavo.generate import Completion
     from octavo.ingest import DocumentText
     from octavo.model import Model
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -64,3 +65,22 @@ def rescaled(config: Any, logits: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = (logits / cap).tanh() * cap
     return logits
+
+
+def decode_apart(body: Any, embeds_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
+    """Return the hidden states of packed rows, read one example at a time.
+
+    For decoders whose packed examples would see each other; slower, and on one process only, for
+    sharded processes must all run the decoder equally often.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise ConfigError(
+            f"{type(body).__name__} cannot keep packed examples apart; train it on one process"
+        )
+    rows = []
+    for row_TD, positions_T in zip(embeds_BTD, position_ids_BT, strict=True):
+        starts = (positions_T == 0).nonzero()[:, 0].tolist()
+        parts = [part for part in row_TD.tensor_split(starts) if len(part)]
+        read = [body(inputs_embeds=part[None], use_cache=False) for part in parts]
+        rows.append(torch.cat([one.last_hidden_state[0] for one in read]))
+    return torch.stack(rows)

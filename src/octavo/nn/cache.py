@@ -29,6 +29,11 @@ def find_cache(arguments: Mapping[str, Any]) -> Any:
     return arguments.get("past_key_values") if cache is None else cache
 
 
+def is_empty(cache: Any) -> bool:
+    """Return whether nothing was read yet; compiled code must not look, and says no."""
+    return cache is None or not (torch.compiler.is_compiling() or cache.get_seq_length())
+
+
 def output_cache(output: Any) -> tuple[str, Any]:
     """Return the KV cache or recurrent state of a decoder's output, and what it is called."""
     for name in (KEYWORD, "cache", "past_key_values", "cache_params", "state"):

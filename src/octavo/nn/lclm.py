@@ -29,8 +29,8 @@ from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
 from octavo.errors import ConfigError, PromptError
 from octavo.nn.adapter import Adapter
 from octavo.nn.blocks import Blocks, find_blocks, fold
-from octavo.nn.body import headless, input_scale, rescaled
-from octavo.nn.cache import as_keyword
+from octavo.nn.body import decode_apart, headless, input_scale, rescaled
+from octavo.nn.cache import as_keyword, is_empty
 from octavo.nn.config import LCLMConfig
 from octavo.nn.encoder import Encoder, ratio_per_span
 from octavo.nn.generation import MemoryGenerationMixin
@@ -273,7 +273,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             raise PromptError("forward needs input_ids or inputs_embeds; neither was given")
         latents = self.latents_of(latents, memory_ids, memory_lengths, memory_ratios)
         past = cache if past_key_values is None else past_key_values
-        if latents is not None or (inputs_embeds is None and _is_empty(past)):
+        if latents is not None or (inputs_embeds is None and is_empty(past)):
             inputs_embeds = self.embed(input_ids, latents, inputs_embeds)
         elif inputs_embeds is None:
             # A continuation: a `<|memory|>` in it was generated, and is a word like any other.
@@ -363,7 +363,7 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
         """
         body: Any = self.get_decoder()
         if position_ids_BT is not None and "packing" in self.config.closed:
-            return _decode_apart(body, embeds_BTD, position_ids_BT)
+            return decode_apart(body, embeds_BTD, position_ids_BT)
         is_flash = "flash" in str(getattr(body.config, "_attn_implementation", ""))
         shape = embeds_BTD.shape
         if is_flash and position_ids_BT is not None:
@@ -384,30 +384,6 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
             round_rotary(self.adapter)
         if rotary == "bf16":
             round_rotary(self.decoder)
-
-
-def _is_empty(cache: Any) -> bool:
-    """Return whether nothing was read yet; compiled code must not look, and says no."""
-    return cache is None or not (torch.compiler.is_compiling() or cache.get_seq_length())
-
-
-def _decode_apart(body: Any, embeds_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
-    """Return the hidden states of packed rows, read one example at a time.
-
-    For decoders whose packed examples would see each other; slower, and on one process only, for
-    sharded processes must all run the decoder equally often.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ConfigError(
-            f"{type(body).__name__} cannot keep packed examples apart; train it on one process"
-        )
-    rows = []
-    for row_TD, positions_T in zip(embeds_BTD, position_ids_BT, strict=True):
-        starts = (positions_T == 0).nonzero()[:, 0].tolist()
-        parts = [part for part in row_TD.tensor_split(starts) if len(part)]
-        read = [body(inputs_embeds=part[None], use_cache=False) for part in parts]
-        rows.append(torch.cat([one.last_hidden_state[0] for one in read]))
-    return torch.stack(rows)
 
 
 AutoConfig.register("lclm", LCLMConfig)

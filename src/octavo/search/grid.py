@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import TrainingError
-from octavo.recipe import did_you_mean
+from octavo.sections import did_you_mean
 from octavo.settings import flatten
 
 _KEYS = ("recipe", "seeds", "set", "axes", "variants", "scratch")
