@@ -196,6 +196,7 @@ def test_entries_are_added_listed_shown_and_removed(run: Run, folder: Path) -> N
     assert len(listed) == 2
     assert all(one.endswith("#docs") for one in listed)
     assert json.loads(run("store", "list", "--tag", "no", "--json").out) == []
+    assert "nothing is kept tagged no; `octavo store add" in run("store", "list", "--tag", "no").err
     shown = run("store", "show", added[0]["id"][:10])
     assert "log.md" in shown.out
     assert run("store", "rm", added[0]["id"], "nothing").code == 1

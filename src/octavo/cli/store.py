@@ -95,6 +95,9 @@ def list_entries(tag: Tags = None, as_json: AsJson = False) -> None:
 
     entries = [one for one in Store().list() if set(tag or ()) <= set(one.tags)]
     _show(entries, as_json)
+    if not entries:
+        tagged = f" tagged {' and '.join(tag)}" if tag else ""
+        echo(f"nothing is kept{tagged}; `octavo store add FILE` keeps a text", err=True)
 
 
 @store.command()

@@ -71,6 +71,10 @@ def read_grid(path: Path, packaged: Mapping[str, Path]) -> Grid:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"no grid at {path}; give a .toml file, or the name of a packaged grid"
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainingError(f"{path} is not a readable grid: {error}") from error
     _expect_known(path, "the key", values, _KEYS)
