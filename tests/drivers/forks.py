@@ -27,6 +27,7 @@ from octavo.errors import OctavoError
 from octavo.nn import LCLM
 from octavo.recipe import RunConfig
 from octavo.train import checkpoints
+from octavo.train.feed import RowSource
 from octavo.train.loop import Interrupted, Stage
 from octavo.train.stages import train
 
@@ -39,24 +40,32 @@ def full(*args: Any, **kwargs: Any) -> None:
 
 def without_spans(rank: int) -> None:
     """Take the spans out of the second half of every step's rows: all that rank 1 of two reads."""
-    row_of = Stage._row
+    made = Stage.__init__
 
-    def stripped(stage: Stage, index: int) -> Row:
-        row, size = row_of(stage, index), stage.config.batch_rows
-        if index % size < size // 2:
-            return row
-        tags = set(stage.model.config.memory_token_ids)
-        examples = []
-        for example in row.examples:
-            pairs = [
-                p for p in zip(example.ids, example.is_scored, strict=True) if p[0] not in tags
-            ]
-            ids, is_scored = [p[0] for p in pairs], [p[1] for p in pairs]
-            is_scored[0] = False
-            examples.append(type(example)(example.kind, ids, is_scored, [], example.origin))
-        return Row(row.id, row.ratio, examples)
+    def make(
+        stage: Stage, name: str, model: LCLM, rows: RowSource, *args: Any, **kwargs: Any
+    ) -> None:
+        made(stage, name, model, rows, *args, **kwargs)
+        read, size, tags = rows.read, stage.config.batch_rows, set(model.config.memory_token_ids)
 
-    Stage._row = stripped  # type: ignore[method-assign]
+        def read_stripped(first: int, count: int) -> list[Row]:
+            found = enumerate(read(first, count), first)
+            return [stripped(row, tags) if i % size >= size // 2 else row for i, row in found]
+
+        rows.read = read_stripped  # type: ignore[method-assign]
+
+    Stage.__init__ = make  # type: ignore[method-assign]
+
+
+def stripped(row: Row, tags: set[int]) -> Row:
+    """Return a row without its spans and the ids that mark them."""
+    examples = []
+    for example in row.examples:
+        pairs = [p for p in zip(example.ids, example.is_scored, strict=True) if p[0] not in tags]
+        ids, is_scored = [p[0] for p in pairs], [p[1] for p in pairs]
+        is_scored[0] = False
+        examples.append(type(example)(example.kind, ids, is_scored, [], example.origin))
+    return Row(row.id, row.ratio, examples)
 
 
 def not_finite(rank: int) -> None:
@@ -64,9 +73,9 @@ def not_finite(rank: int) -> None:
     take, score = Stage._take_step, LCLM.score
     state = {"step": 0, "calls": 0}
 
-    def take_step(stage: Stage) -> Any:
+    def take_step(stage: Stage, feed: Any) -> Any:
         state.update(step=stage.step + 1, calls=0)
-        return take(stage)
+        return take(stage, feed)
 
     def broken(model: LCLM, *args: Any, **kwargs: Any) -> Any:
         scores = score(model, *args, **kwargs)
@@ -82,14 +91,14 @@ def not_finite(rank: int) -> None:
 
 def signal_in_step_2(rank: int, of_rank: int = 1) -> None:
     """Send this process a SIGTERM in its second step."""
-    batches = Stage._batches
+    take = Stage._take_step
 
-    def watched(stage: Stage) -> Any:
+    def watched(stage: Stage, feed: Any) -> Any:
         if stage.step == 1 and rank == of_rank:
             signal.raise_signal(signal.SIGTERM)
-        return batches(stage)
+        return take(stage, feed)
 
-    Stage._batches = watched  # type: ignore[method-assign]
+    Stage._take_step = watched  # type: ignore[method-assign]
 
 
 def signal_rank_0_in_step_2(rank: int) -> None:

@@ -62,8 +62,8 @@ def watch() -> None:
     """Let everything a run does tell of itself."""
     take, resume = Stage._take_step, Stage.resume
 
-    def take_step(stage: Stage) -> Any:
-        taken = take(stage)
+    def take_step(stage: Stage, feed: Any) -> Any:
+        taken = take(stage, feed)
         page[STAGE], page[STEP] = STAGES.index(stage.name), stage.step
         page[TAKEN] += 1
         return taken
