@@ -100,9 +100,33 @@ async def unless_gone(request: Request, work: Any) -> Any:
             raise RequestError("the client left", status=499)
         return task.result()
     finally:
-        for one in (task, leaving):
-            one.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
+        await _surely(_cancelled(task, leaving))
+
+
+_cleaning: set[asyncio.Future[Any]] = set()
+"""What ends in the background; the event loop itself keeps no task alive."""
+
+
+async def _surely(work: Any) -> None:
+    """Run a coroutine to its end, whoever cancels the caller, be it at every `await` again.
+
+    A client that leaves cancels a response's scope so, and what it held must be freed all the same.
+    """
+    task: asyncio.Future[Any] = asyncio.ensure_future(work)
+    _cleaning.add(task)
+    task.add_done_callback(_cleaning.discard)
+    await asyncio.shield(task)
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _closed(events: AsyncIterator[bytes], *tasks: asyncio.Future[Any]) -> None:
+    await _cancelled(*tasks)
+    await events.aclose()  # type: ignore[attr-defined]
 
 
 def stream(request: Request, events: AsyncIterator[bytes], heartbeat: bool) -> StreamingResponse:
@@ -134,11 +158,7 @@ def stream(request: Request, events: AsyncIterator[bytes], heartbeat: bool) -> S
                 else:
                     yield b": still at work\n\n"
         finally:
-            leaving.cancel()
-            if coming is not None:
-                coming.cancel()
-            await asyncio.gather(leaving, *([coming] if coming else []), return_exceptions=True)
-            await events.aclose()  # type: ignore[attr-defined]
+            await _surely(_closed(events, leaving, *([coming] if coming else [])))
 
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(sent(), media_type="text/event-stream", headers=headers)
