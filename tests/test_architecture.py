@@ -309,6 +309,7 @@ def test_the_door_is_light(command: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_every_module_imports_with_the_core_dependencies_alone() -> None:
     extras = ["pytest", "mypy", *(set(FENCED) - CORE_LIBRARIES)]
     # vLLM has an environment of its own; serve is one extra as a whole, behind a door that says so.

@@ -361,7 +361,7 @@ def check_mutations(tmp_path: Path, count: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_altered_checkpoint_is_refused_or_read_as_it_is(tmp_path: Path) -> None:
-    check_mutations(tmp_path, 60)
+    check_mutations(tmp_path, 15)
 
 
 @pytest.mark.slow

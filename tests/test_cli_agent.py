@@ -45,6 +45,7 @@ def test_a_trace_is_written_as_lines_and_as_a_page(run: Run, book: Path) -> None
     assert "\x1b" not in shown
 
 
+@pytest.mark.slow
 def test_calibration_is_kept_for_the_model_it_measured(run: Run, book: Path) -> None:
     items = book.parent / "items.jsonl"
     item = {"context": TEXT, "question": "Who signed?", "answers": ["Nobody"]}

@@ -59,6 +59,7 @@ def test_eval_writes_a_row_for_every_answer_and_only_once(octavo_eval: Run, tmp_
     assert len(rows(tmp_path)) == 7
 
 
+@pytest.mark.slow
 def test_a_method_with_an_environment_of_its_own_runs_there(
     octavo_eval: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_job_survives_the_way_to_another_python(tmp_path: Path) -> None:
     assert Job.from_json(job.to_json()) == job
 
 
+@pytest.mark.slow
 def test_the_runner_answers_nonsense_with_one_object() -> None:
     for given in ("", "{}", '{"tasks": 3}', json.dumps({"model": {}})):
         with pytest.raises(EvaluationError, match="stdin holds no job"):

@@ -39,6 +39,7 @@ def test_a_closed_stdout_is_refused_before_any_work() -> None:
     assert not Path("out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_stderr_only_silences() -> None:
     result = shell("octavo info nosuch 2>&-")
     assert (result.code, result.err) == (1, "")

@@ -9,22 +9,8 @@ import torch
 import octavo
 from octavo.errors import ConfigError
 
-DEFAULT = [
-    "llama, untied",
-    "gemma2",
-    "granite",
-    "cohere",
-    "gpt2",
-    "opt, projected",
-    "gpt-oss",
-    "falcon-h1",
-    "qwen3.5",
-    "mamba",
-    "gemma4",
-    "zamba2",
-    "modernbert-decoder",
-]
-"""One of each trait: untied rows, scaled and capped logits, learned positions, sinks, states."""
+DEFAULT = ["llama, untied", "gemma2", "gpt-oss"]
+"""Untied rows; scaled and capped logits; sinks. All the others are slow."""
 OK = {"ok"}
 
 
@@ -46,6 +32,7 @@ def test_every_other_decoder_is_right_or_refused_by_name(kind: str) -> None:
     check(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama, tied", "gemma3", "qwen3.5", "falcon-h1"])
 def test_what_long_context_runs_on_answers_in_every_way(kind: str) -> None:
     found = check(kind)

@@ -409,6 +409,7 @@ def test_a_question_after_an_interrupted_one_is_answered_right(
         assert model.generate(question, context=context, max_new_tokens=6).text == wanted[question]
 
 
+@pytest.mark.slow
 def test_abandoned_streams_change_no_answer_and_hold_no_memory(model: octavo.Model) -> None:
     context = model.compress(LONG)
     wanted = [model.generate(q, context=context, max_new_tokens=5).text for q in QUESTIONS]

@@ -98,6 +98,7 @@ def test_rows_hold_what_can_be_counted_by_hand(measured: Any) -> None:
         assert (row["device"], row["dtype"], row["seed"]) == ("cpu", "float32", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0.0, 0.71])
 def test_a_cut_run_goes_on_to_the_same_keys(measured: Any, tmp_path: Path, cut: float) -> None:
     path, rows = measured
@@ -195,6 +196,7 @@ def test_rows_of_an_older_bench_still_open() -> None:
 # -- memory --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_skips_one_cell_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_weights_that_do_not_fit_skip_every_cell(monkeypatch: pytest.MonkeyPatch
     assert {row["skipped"] for row in rows} == {"out of memory"}
 
 
+@pytest.mark.slow
 def test_the_peak_counts_what_a_block_took_and_gave_back() -> None:
     with Peak("cpu") as idle:
         pass

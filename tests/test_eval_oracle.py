@@ -52,6 +52,7 @@ def means(folder: Path) -> dict[tuple[str, str], float]:
     return {key: sum(values) / len(values) for key, values in scores.items()}
 
 
+@pytest.mark.slow
 def test_an_oracle_scores_100_on_all_13_tasks_from_text_and_from_perfect_latents(
     model: octavo.Model, places: DataFiles, tmp_path: Path
 ) -> None:

@@ -410,6 +410,7 @@ def test_names_from_rows_can_neither_run_nor_draw_nor_hide_anything(tmp_path: Pa
         ElementTree.fromstring(file.read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     place = save(tmp_path / "rows", rows_of("octavo", [1, 0], 4) + rows_of("raw", [1, 1]))
     for name in ("one", "two"):
@@ -419,6 +420,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert "frontier-ttft-squad.svg" in one
 
 
+@pytest.mark.slow
 def test_a_report_of_several_models_keeps_their_pictures_apart(tmp_path: Path) -> None:
     rows = rows_of("octavo", [1, 0], 4)
     place = save(tmp_path / "rows", [*rows, *(one | {"model": "owner/other"} for one in rows)])

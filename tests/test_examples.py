@@ -15,6 +15,8 @@ from transformers import Trainer, TrainingArguments
 import octavo
 from octavo.errors import TrainingError
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

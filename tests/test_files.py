@@ -109,7 +109,7 @@ def killed_saves(folder: Path, count: int) -> None:
 
 
 def test_killed_saves_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
-    killed_saves(tmp_path, 21)
+    killed_saves(tmp_path, 6)
 
 
 @pytest.mark.slow

@@ -139,6 +139,7 @@ def test_new_spans_are_read_behind_a_returned_cache(lclm: LCLM, batch: Inputs, g
     assert torch.equal(answers[:, -6:], expected[:, -6:])
 
 
+@pytest.mark.slow
 def test_a_model_compiles_and_exports_whole(lclm: LCLM, batch: Inputs) -> None:
     with torch.no_grad():
         expected = lclm(**batch).logits

@@ -120,6 +120,7 @@ def test_it_saves_and_loads_as_transformers_models_do(model: octavo.Model, tmp_p
         torch.testing.assert_close(again(**batch).logits, model.lclm(**batch).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotary", ["exact", "bf16"])
 def test_what_transformers_saved_opens_as_a_whole_model(
     model: octavo.Model, tmp_path: Path, rotary: Any

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import TEXT
+from conftest import CHECKPOINT, TEXT
 from servers import serving, upstream
 
 import octavo
@@ -66,6 +66,14 @@ def local(model: octavo.Model, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def locked(fake_model: octavo.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(fake_model, tmp_path_factory.mktemp("locked"), keys=True) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def endless() -> octavo.Model:
+    """A model that no token stops: its answers are as long as they may be."""
+    made = octavo.load(CHECKPOINT, device="cpu")
+    made.engine.stop_ids = ()
+    return made
 
 
 def events_of(response: httpx.Response) -> list[Any]:
@@ -264,8 +272,8 @@ def test_packed_bodies_are_read_and_bounded(url: str) -> None:
     assert httpx.post(f"{url}/responses", content=body, headers=headers).status_code == 415
 
 
-def test_a_client_that_vanishes_frees_its_row(model: octavo.Model, tmp_path: Path) -> None:
-    with serving(model, tmp_path) as url:
+def test_a_client_that_vanishes_frees_its_row(endless: octavo.Model, tmp_path: Path) -> None:
+    with serving(endless, tmp_path) as url:
         host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
         for is_stream in (True, False):
             asked = {"messages": ASKED, "max_tokens": 4000, "temperature": 2, "stream": is_stream}
@@ -287,8 +295,8 @@ def wait_for(url: str, line: str) -> None:
     raise AssertionError(f"{line} never came")
 
 
-def test_a_full_queue_says_when_to_come_again(model: octavo.Model, tmp_path: Path) -> None:
-    with serving(model, tmp_path, max_waiting=1) as url:
+def test_a_full_queue_says_when_to_come_again(endless: octavo.Model, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, max_waiting=1) as url:
         client = client_of(url)
         running = client.chat.completions.create(
             model="", messages=ASKED, max_tokens=4000, temperature=2, stream=True

@@ -30,6 +30,7 @@ def run(folder: Path, **changes: Any) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_rows_that_other_processes_bring_train_as_the_trainers_own(
     tmp_path: Path, stream: bool
@@ -39,6 +40,7 @@ def test_rows_that_other_processes_bring_train_as_the_trainers_own(
     assert_same_run(alone, helped)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_keeps_no_rows_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", data__stream=True)
     assert not (whole / "rows").exists()

@@ -129,6 +129,7 @@ def test_a_stage_moves_its_groups_and_nothing_else(tmp_path: Path, trained: Any)
             assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.slow
 def test_memory_rows_alone_do_not_keep_a_later_stage_from_moving_all_rows(tmp_path: Path) -> None:
     stages = {"adapter": {**ADAPTER, "steps": 1}, "decoder": {**DECODER, "steps": 1}}
     export = train(recipe(tmp_path, stages=stages), tmp_path)
@@ -259,6 +260,7 @@ def forty(folder: Path) -> Watched:
     return Watched(made_rows(assemble(recipe(folder)), 40))
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_in_a_mixture_where_the_one_before_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

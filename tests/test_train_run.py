@@ -70,6 +70,7 @@ def test_held_out_numbers_come_with_intervals_for_every_kind_and_ratio(tmp_path:
                 assert low <= mean <= high
 
 
+@pytest.mark.slow
 def test_bf16_autocast_trains_on_a_cpu(tmp_path: Path) -> None:
     stages = {"encoder": {**ENCODER, "steps": 2}, "decoder": {**DECODER, "steps": 2}}
     export = train(recipe(tmp_path, precision="bf16", stages=stages), tmp_path)
@@ -87,6 +88,7 @@ def test_bf16_autocast_trains_on_a_cpu(tmp_path: Path) -> None:
 # -- faster, smaller, the same -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_activation_checkpointing_gives_the_same_losses_and_weights(
     tmp_path: Path, rank: int
@@ -138,6 +140,7 @@ def test_compiled_layers_give_nearly_the_same_losses(tmp_path: Path) -> None:
 # -- exports -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_stage_exports_a_checkpoint_that_strangers_open(tmp_path: Path) -> None:
     stages = {"adapter": ADAPTER, "encoder": ENCODER, "decoder": DECODER, "sft": DECODER}
     stages = {name: {**stage, "steps": 1} for name, stage in stages.items()}
@@ -182,6 +185,7 @@ def test_low_rank_training_leaves_the_base_alone_and_exports_factors(tmp_path: P
 # -- going on from a checkpoint ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_training_goes_on_from_an_exported_model(tmp_path: Path, rank: int) -> None:
     rates = {**DECODER["lr"], **({"memory_rows": 1e-2} if rank else {})}
@@ -273,6 +277,7 @@ def test_a_disk_too_small_is_noticed_before_the_first_step(
     assert not (tmp_path / "out" / "rows").exists()
 
 
+@pytest.mark.slow
 def test_rows_prepared_for_another_tokenizer_are_refused(tmp_path: Path) -> None:
     one = {"adapter": {**ADAPTER, "steps": 1}}
     train(recipe(tmp_path, stages=one), tmp_path)

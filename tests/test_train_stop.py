@@ -59,7 +59,7 @@ def in_forward(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], ob
 # -- interrupted and resumed ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, rank: int) -> None:
     decoder = {**DECODER, "lr": {**DECODER["lr"], "memory_rows": 1e-2}} if rank else DECODER
     stages = {"adapter": {**ADAPTER, "steps": 3}, "decoder": {**decoder, "steps": 4}}
@@ -76,6 +76,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, rank: int) ->
     assert_same_run(tmp_path / "whole" / "out", tmp_path / "broken" / "out")
 
 
+@pytest.mark.slow
 def test_rows_of_steps_after_the_checkpoint_are_not_logged_twice(tmp_path: Path) -> None:
     config = recipe(tmp_path, save_every=2, stages={"adapter": {**ADAPTER, "steps": 6}})
 
@@ -100,6 +101,7 @@ def test_a_finished_run_resumes_to_its_model_without_a_step(tmp_path: Path) -> N
     assert (tmp_path / "out" / "log.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_and_not_resumed_by_another_recipe(tmp_path: Path) -> None:
     stages = {"adapter": {**ADAPTER, "steps": 2}, "decoder": {**DECODER, "steps": 1}}
     with pytest.raises(KeyboardInterrupt):
@@ -189,6 +191,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(losses_of(tmp_path / "out")) == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_measurement_does_not_lose_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +205,7 @@ def test_ctrl_c_during_a_measurement_does_not_lose_it(
     assert measured_steps(tmp_path / "out") == [3, 5]
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_rows_are_prepared_keeps_the_whole_shards(tmp_path: Path) -> None:
     stages = {"adapter": {**ADAPTER, "steps": 8}}  # four shards
     config = recipe(tmp_path, stages=stages)
@@ -261,6 +265,7 @@ def full(*args: Any, **kwargs: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["save_state", "os.fsync", "Path.write_text", "save_file"])
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
@@ -284,6 +289,7 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
     assert again.step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["tear", "empty", "state", "no state", "no shard"])
 def test_a_damaged_checkpoint_says_so(tmp_path: Path, damage: str) -> None:
     stage = one_stage(tmp_path)
@@ -332,6 +338,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path: Path) -> None:
     assert checkpoints_in(tmp_path / "stage") == ["checkpoint-00000004"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "kept"), [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
 def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> None:
     stages = {"adapter": {**ADAPTER, "steps": 7}}
@@ -339,6 +346,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, kept: list[i
     assert checkpoints_in(tmp_path / "stage") == [f"checkpoint-{step:08d}" for step in kept]
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_can_be_gone_back_to(tmp_path: Path) -> None:
     stages = {"adapter": {**ADAPTER, "steps": 6}}
     stage = one_stage(tmp_path, stages=stages, keep_checkpoints=2)
@@ -382,6 +390,7 @@ def test_the_best_export_is_the_one_with_the_lowest_held_out_loss(tmp_path: Path
     assert exported == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_the_best_export_holds_the_weights_of_its_step(tmp_path: Path) -> None:
     stages = {"adapter": {**ADAPTER, "steps": 2}}
     config = recipe(tmp_path, measure_every=2, keep_best=True, stages=stages)

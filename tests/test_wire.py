@@ -30,6 +30,7 @@ def test_the_golden_fixtures_are_reproduced(capsys: pytest.CaptureFixture[str]) 
     assert shown.count("largest error") > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantity", ["pooled", "latents", "logits_last4", "greedy_ids", "coverage"]
 )
