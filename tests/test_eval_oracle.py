@@ -77,6 +77,7 @@ def test_an_oracle_scores_100_on_all_13_tasks_from_text_and_from_perfect_latents
             assert score < 0.5, (task, method)
 
 
+@pytest.mark.slow
 def test_a_deaf_engine_scores_about_0_on_all_13_tasks(
     model: octavo.Model, places: DataFiles, tmp_path: Path
 ) -> None:

@@ -108,10 +108,6 @@ def killed_saves(folder: Path, count: int) -> None:
     assert found["interrupted"] > count // 4
 
 
-def test_killed_saves_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
-    killed_saves(tmp_path, 6)
-
-
 @pytest.mark.slow
 def test_three_hundred_killed_saves_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
     killed_saves(tmp_path, 300)

@@ -303,6 +303,7 @@ def test_all_rows_of_a_step_are_read_once_however_they_are_batched(tmp_path: Pat
     assert len(set(by_two.seen)) == 16
 
 
+@pytest.mark.slow
 def test_a_row_whose_ratio_is_not_served_is_read_at_the_next_larger_one(tmp_path: Path) -> None:
     for packed, served in ((2, 2), (3, 4), (4, 4), (6, 8)):
         logged: list[dict[str, Any]] = []

@@ -161,6 +161,7 @@ def test_every_stage_exports_a_checkpoint_that_strangers_open(tmp_path: Path) ->
         )
 
 
+@pytest.mark.slow
 def test_low_rank_training_leaves_the_base_alone_and_exports_factors(tmp_path: Path) -> None:
     rates = dict.fromkeys(GROUPS, 1e-2)
     config = recipe(

@@ -59,7 +59,8 @@ def in_forward(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], ob
 # -- interrupted and resumed ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, rank: int) -> None:
     decoder = {**DECODER, "lr": {**DECODER["lr"], "memory_rows": 1e-2}} if rank else DECODER
     stages = {"adapter": {**ADAPTER, "steps": 3}, "decoder": {**decoder, "steps": 4}}
@@ -155,6 +156,7 @@ def test_a_signal_in_a_step_finishes_it_and_saves(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_acknowledged_before_the_step_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +176,7 @@ def test_ctrl_c_is_acknowledged_before_the_step_ends(
     assert notes == [("adapter", one) for one in doing]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGTERM)
