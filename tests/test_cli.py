@@ -180,6 +180,28 @@ def test_compress_as_json_is_one_object_on_stdout(
     assert values["path"] == str(out)
 
 
+def test_a_text_that_does_not_fit_is_split_into_parts_that_do(
+    run: Run, tmp_path: Path, fake_model: octavo.Model
+) -> None:
+    text = "".join(f"Row {n} lists copper wire, {n} metres. " for n in range(1600))
+    (tmp_path / "long.txt").write_text(text)
+    out = tmp_path / "rows.safetensors"
+    refused = run("compress", tmp_path / "long.txt", "-o", out, *FAKE)
+    assert "octavo compress --split" in refused.error
+    result = run("compress", tmp_path / "long.txt", "-o", out, "--split", "--json", *FAKE)
+    said = [json.loads(line) for line in result.out.splitlines()]
+    assert [Path(one["path"]).name for one in said] == [
+        f"rows-{n}.safetensors" for n in range(1, len(said) + 1)
+    ]
+    contexts = [fake_model.load_context(one["path"]) for one in said]
+    assert len(contexts) > 1
+    assert "".join(one.text or "" for one in contexts) == text
+    answer = run("generate", "Who?", "-c", said[1]["path"], "--max-new-tokens", "4", *FAKE)
+    assert answer.code == 0
+    short = run("compress", "-", "-o", out, "--split", *FAKE, stdin=b"Nobody signed.")
+    assert (short.code, out.exists()) == (0, True)  # what fits is one file, as without --split
+
+
 def test_compress_reads_stdin_and_drops_a_byte_order_mark(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     assert run("compress", "-", "-o", out, *FAKE, stdin=b"\xef\xbb\xbf" + TEXT.encode()).code == 0

@@ -174,7 +174,8 @@ class Model:
             raise ContextError(
                 f"the text has {more}{len(source.ids):,} tokens, which at ratio {ratio} makes "
                 f"{more}{num_latents:,} latents, but {limit:,} fit: {', '.join(rooms)}; split the "
-                "text, or choose a ratio at which it fits"
+                "text (octavo compress --split), ask about it in a store (octavo store add, octavo "
+                "ask), or choose a ratio at which it fits"
             )
         return source
 

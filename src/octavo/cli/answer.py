@@ -59,6 +59,13 @@ def compress(
             help="Where the context goes; by default into the store.",
         ),
     ] = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Write a text that does not fit as parts that do: OUT-1.safetensors and so on.",
+        ),
+    ] = False,
     ratio: Ratio = None,
     choice: ModelChoice = SHIPPED,
     as_json: AsJson = False,
@@ -66,22 +73,44 @@ def compress(
     """Fold a text into latents, saved as a context.
 
     An existing file at OUT is replaced, in one step, once the new one is whole. Without OUT the
-    store keeps it (octavo store list), and folds no text twice.
+    store keeps it (octavo store list), in parts where it is long, and folds no text twice.
     """
     if output is None:
         _compress_into_store(file, choice, ratio, as_json)
         return
     check_output(output, file)
-    text = _read_document(file).text
+    document = _read_document(file)
     with bars() as report:
         loaded = open_model(choice, report, ratio)
-        started = time.perf_counter()
-        context = _compress(loaded, text, ratio, report)
-        context.save(output)
-    seconds = time.perf_counter() - started
-    size = output.stat().st_size
+        pieces = _pieces(loaded, document, ratio) if split else [document.text]
+        for number, piece in enumerate(pieces, start=1):
+            place = output
+            if len(pieces) > 1:
+                place = output.with_name(f"{output.stem}-{number}{output.suffix}")
+                check_output(place, file)
+            started = time.perf_counter()
+            context = _compress(loaded, piece, ratio, report)
+            context.save(place)
+            _say_compressed(context, place, time.perf_counter() - started, as_json)
+
+
+def _pieces(model: "Model", document: "DocumentText", ratio: int | None) -> list[str]:
+    from octavo.ask.passages import cut_passages
+    from octavo.generate import served_ratio
+    from octavo.store.folder import pieces_that_fit
+
+    passages = cut_passages(document.text, kind=document.kind)
+    used = served_ratio(model.engine, ratio)
+    return list(pieces_that_fit(model, document.text, passages, used))
+
+
+def _say_compressed(
+    context: "CompressedContext", place: Path, seconds: float, as_json: bool
+) -> None:
+    """Print what was written, as a line and, if wanted, as a JSON object."""
+    size = place.stat().st_size
     line = (
-        f"{output}: {context.source_tokens:,} tokens -> {context.num_latents:,} latents "
+        f"{place}: {context.source_tokens:,} tokens -> {context.num_latents:,} latents "
         f"({context.ratio}x), {format_bytes(size)}, {context.compress_seconds:.1f} s"
     )
     echo(line, err=as_json)
@@ -89,7 +118,7 @@ def compress(
         _echo_json(
             {
                 "text": "",
-                "path": str(output),
+                "path": str(place),
                 "usage": {
                     "source_tokens": context.source_tokens,
                     "latents": context.num_latents,

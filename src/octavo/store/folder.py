@@ -47,7 +47,7 @@ def write_folder(
     if model is not None:
         from octavo.store.latents import save_part
 
-        for piece in _parts(model, text, passages, ratio):
+        for piece in pieces_that_fit(model, text, passages, ratio):
             context = model.compress(piece, ratio, keep_text=False, on_tokens=on_tokens)
             loss = max(loss, save_part(context, folder / part_file(parts), precision))
             tokens, latents = tokens + context.source_tokens, latents + context.num_latents
@@ -70,7 +70,9 @@ def write_folder(
     return entry
 
 
-def _parts(model: "Model", text: str, passages: Sequence[Passage], ratio: int) -> Iterator[str]:
+def pieces_that_fit(
+    model: "Model", text: str, passages: Sequence[Passage], ratio: int
+) -> Iterator[str]:
     """Yield pieces of whole passages that the decoder holds with a question; one, if all fits."""
     room = model.engine.max_positions - min(_ROOM, model.engine.max_positions // 4)
     limit = room * ratio
