@@ -2,10 +2,13 @@
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TEXT
+from decoders import assemble, body, decoder
+from decoders import tokenizer as byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -283,6 +286,50 @@ def test_tokens_that_take_the_space_around_them_take_it(prompts: PromptEncoder) 
     wanted = tokenizer.apply_chat_template(messages)["input_ids"]
     encoder = PromptEncoder(tokenizer, prompts.encoder_tokenizer, CONFIG)
     assert encoder.encode_messages(messages).input_ids == wanted
+
+
+def test_an_assembled_model_keeps_what_its_decoders_tokens_take_with_them(tmp_path: Path) -> None:
+    words = byte_tokenizer()
+    greedy = [AddedToken(one, rstrip=True, special=True) for one in ("<|user|>", "<|end|>")]
+    words.add_special_tokens({"additional_special_tokens": greedy})
+    words.chat_template = "<|user|>\n{{ messages[0].content }}<|end|>\n<|user|>\n"
+    messages = [{"role": "user", "content": "Where?"}]
+    wanted = words.apply_chat_template(messages)["input_ids"]
+    model = octavo.assemble(
+        body(), decoder("llama, tied"), encoder_tokenizer=words, decoder_tokenizer=words,
+        compression_ratio=4, encoder_window_size=16, device="cpu",
+    )  # fmt: skip
+    assert model.prompts.encode_messages(messages).input_ids == wanted
+    model.save(tmp_path / "m")
+    again = octavo.load(tmp_path / "m", device="cpu")
+    assert again.prompts.encode_messages(messages).input_ids == wanted
+
+
+@pytest.mark.parametrize("kind", ["llama, tied", "qwen2", "qwen3"])
+def test_a_saved_tokenizer_is_not_taken_for_its_models_usual_one(kind: str, tmp_path: Path) -> None:
+    model = assemble("llama, tied", encoder=body(kind))
+    text = "Row 12345: 41 gulls,\n\n\t7 sails. " * 3
+    model.save(tmp_path / "m")
+    again = octavo.load(tmp_path / "m", device="cpu")
+    assert again.prompts.source(text).ids == model.prompts.source(text).ids
+    assert again.fingerprint == octavo.load(tmp_path / "m", device="cpu").fingerprint
+
+
+def test_a_byte_that_is_an_added_token_is_still_text(prompts: PromptEncoder) -> None:
+    letters = {one: i for i, one in enumerate(["<unk>", "<s>", "<0x0A>", *"▁abcdefgh<>0xA"])}
+    words = tokenizer_of(
+        models.BPE(letters, [], unk_token="<unk>", byte_fallback=True),
+        pre_tokenizers.Metaspace(prepend_scheme="never"),
+        bos_token="<s>",
+    )
+    words.add_tokens([AddedToken("<0x0A>", special=True)])
+    words.chat_template = "<s>{{ messages[0].content }}"
+    encoder = PromptEncoder(words, prompts.encoder_tokenizer, CONFIG)
+    newline, typed = ([{"role": "user", "content": one}] for one in ("a\nb", "a<0x0A>b"))
+    wanted = words.apply_chat_template(newline)["input_ids"]
+    assert letters["<0x0A>"] in wanted
+    assert encoder.encode_messages(newline).input_ids == wanted
+    assert letters["<0x0A>"] not in encoder.encode_messages(typed).input_ids
 
 
 def test_text_after_a_control_token_gains_no_space(prompts: PromptEncoder) -> None:

@@ -18,6 +18,8 @@ _ACTING = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
     "|\r(?!\n)"
 )
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""What a byte that no token holds is called; a newline is one in many vocabularies."""
 
 
 def sha256_of(text: str) -> str:
@@ -29,17 +31,20 @@ def control_tokens(tokenizer: Any) -> dict[str, tuple[int, Any]]:
     """Return the id and settings of the added tokens that no text may become.
 
     These are the special ones, those that the chat template writes, and all in brackets. Other
-    added tokens, such as words and runs of spaces, are ordinary text.
+    added tokens, such as words, runs of spaces and single bytes, are ordinary text.
     """
     template = str(getattr(tokenizer, "chat_template", None) or "")
     special = {*MEMORY_TOKENS, *tokenizer.all_special_tokens}
     return {
         token.content: (index, token)
         for index, token in tokenizer.added_tokens_decoder.items()
-        if token.special
-        or token.content in special
-        or (not token.content.isspace() and token.content in template)
-        or (token.content[0] in "<[{" and token.content[-1] in ">]}")
+        if not _BYTE.fullmatch(token.content)
+        and (
+            token.special
+            or token.content in special
+            or (not token.content.isspace() and token.content in template)
+            or (token.content[0] in "<[{" and token.content[-1] in ">]}")
+        )
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from vllm.config.multimodal import BaseDummyOptions
 from vllm.transformers_utils.config_parser_base import ConfigParserBase
 
@@ -14,7 +14,15 @@ from octavo.nn.config import LCLMConfig
 from octavo.weights.assembly import UNTRUSTED
 from octavo.weights.base import cache_folder
 from octavo.weights.guard import check_files
-from octavo.weights.layout import GENERATION_FILE, PARTS, identify, read, resolve, write
+from octavo.weights.layout import (
+    GENERATION_FILE,
+    PARTS,
+    identify,
+    open_tokenizer,
+    read,
+    resolve,
+    write,
+)
 from octavo_vllm import ARCHITECTURE
 from octavo_vllm.processor import MODALITY
 
@@ -41,7 +49,7 @@ def whole_folder(name: str | Path, revision: str | None = None) -> Path:
 def read_config(folder: Path) -> LCLMConfig:
     """Return what a checkpoint's root `config.json` holds, made of the files of its parts."""
     decoder, encoder = (AutoConfig.from_pretrained(folder / p, **UNTRUSTED) for p in PARTS[:2])
-    tokenizers = [AutoTokenizer.from_pretrained(folder / p, **UNTRUSTED) for p in PARTS[:2]]
+    tokenizers = [open_tokenizer(folder / p) for p in PARTS[:2]]
     pad = tokenizers[1].pad_token_id
     extension = Extension.read(folder)
     return LCLMConfig(

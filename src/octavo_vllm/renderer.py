@@ -25,7 +25,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import parse_chat_messages
 from vllm.renderers.hf import HfRenderer
@@ -40,7 +39,7 @@ from octavo.errors import (
 )
 from octavo.generate import CHARACTERS_A_TOKEN
 from octavo.prompt import EncodedPrompt, PromptEncoder
-from octavo.weights.assembly import UNTRUSTED
+from octavo.weights.layout import open_tokenizer
 from octavo_vllm.config import whole_folder
 from octavo_vllm.processor import MODALITY, count_latents, count_tokens, cut_items
 from octavo_vllm.usage import count
@@ -85,7 +84,7 @@ class MemoryRenderer(HfRenderer):
         self._settings = ModelConfig(**model.hf_config.model_config)
         self._extension = Extension.from_dict(model.hf_config.extension)
         folder = whole_folder(model.model, model.revision)
-        halves = [AutoTokenizer.from_pretrained(folder / p, **UNTRUSTED) for p in _TOKENIZERS]
+        halves = [open_tokenizer(folder / p) for p in _TOKENIZERS]
         self._prompts = PromptEncoder(halves[0], halves[1], self._settings)
         self._prompts_of = lru_cache(8)(self._with_template)
         self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()

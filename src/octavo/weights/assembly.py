@@ -160,9 +160,10 @@ def _with_memory_tokens(tokenizer: Any) -> Any:
     # The list is replaced by what is given, so the tokenizer's own further tokens go in again.
     own: Any = getattr(tokenizer, "extra_special_tokens", None)
     own = own or getattr(tokenizer, "additional_special_tokens", [])
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [*(t for t in own if t not in MEMORY_TOKENS), *MEMORY_TOKENS]}
-    )
+    # As they are: a token that is given by its text alone forgets that it takes spaces with it.
+    known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    kept = [known.get(str(one), one) for one in own if str(one) not in MEMORY_TOKENS]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*kept, *MEMORY_TOKENS]})
     return tokenizer
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from octavo.config import (
     EXTENSION_FILE,
@@ -34,6 +34,7 @@ from octavo.config import (
     Extension,
     ModelConfig,
     Rotary,
+    read_json,
 )
 from octavo.errors import CheckpointError, OctavoError
 from octavo.files import WriteError, new_folder
@@ -276,7 +277,7 @@ def _tokenizer(folder: Path, whose: str) -> Any:
             f"{folder} has no tokenizer_config.json; copy the {whose}'s own tokenizer files there"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **UNTRUSTED)
+        tokenizer = open_tokenizer(folder)
     except Exception as error:
         raise CheckpointError(
             f"{folder}: cannot read the {whose}'s tokenizer ({first_line(error)})"
@@ -289,6 +290,18 @@ def _tokenizer(folder: Path, whose: str) -> Any:
                 "use the tokenizer that was saved with this checkpoint"
             )
     return tokenizer
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """Open the tokenizer of a half as it was written.
+
+    A tokenizer of no class of its own is its file. `AutoTokenizer` would guess a class from the
+    model beside it, and Qwen2's, for one, splits words its own way.
+    """
+    said = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    is_plain = said in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
+    return kind.from_pretrained(folder, **UNTRUSTED)
 
 
 def load_adapter(lclm: Any, folder: Path) -> None:
