@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.answer import gather
@@ -66,68 +65,70 @@ def chat(
         echo(_banner(loaded, contexts), err=True)
         say_limits(loaded, contexts)
     turns: list[dict[str, Any]] = []
-    for line in _lines():
-        if line in COMMANDS:
-            if line == "/quit":
-                return
-            if line == "/new":
-                turns.clear()
-            echo(_help() if line == "/help" else "what was said is forgotten", err=True)
-            continue
-        turns.append({"role": "user", "content": line})
+    while True:
+        is_asked = False
         try:
-            answer = _say(loaded, turns, contexts, options)
-        except PromptError as error:
-            echo(f"error: {error}", err=True)
-            answer = ""
-        if answer:
-            turns.append({"role": "assistant", "content": answer})
-        else:
-            turns.pop()
+            line = _read_line()
+            if line is None or line == "/quit":
+                return
+            if line in COMMANDS:
+                if line == "/new":
+                    turns.clear()
+                echo(_help() if line == "/help" else "what was said is forgotten", err=True)
+            elif line:
+                is_asked = True
+                _take_turn(loaded, turns, line, contexts, options)
+        except KeyboardInterrupt:  # ends an answer, or the line that is being typed
+            if is_asked:
+                continue
+            if not sys.stdin.isatty():
+                raise
+            echo(err=True)
 
 
-def _say(
-    model: "Model", turns: list[dict[str, Any]], contexts: list[Any], options: dict[str, Any]
-) -> str:
-    """Show the answer as it is made, and return what was shown; Ctrl-C ends only the answer."""
-    stream = model.stream(messages=turns, context=contexts, **options)
+def _take_turn(
+    model: "Model",
+    turns: list[dict[str, Any]],
+    line: str,
+    contexts: list[Any],
+    options: dict[str, Any],
+) -> None:
+    """Show the answer as it is made; Ctrl-C ends only the answer, and what was shown was said."""
     shown = ""
+    asked = [*turns, {"role": "user", "content": line}]
     try:
-        for piece in stream:
-            echo(piece, nl=False, exact=True)
-            shown += piece
+        stream = model.stream(messages=asked, context=contexts, **options)
+        with contextlib.closing(stream):
+            for piece in stream:
+                echo(piece, nl=False, exact=True)
+                shown += piece
+        echo()
+    except PromptError as error:
+        echo(f"error: {error}", err=True)
     except KeyboardInterrupt:
-        stream.close()
-    echo()
-    return shown
+        echo()
+    finally:
+        if shown:
+            turns[:] = [*asked, {"role": "assistant", "content": shown}]
 
 
-def _lines() -> Iterator[str]:
-    """Yield what the user says, until the end of stdin."""
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
+def _read_line() -> str | None:
+    """Return what the user says next, without spaces around it; None at the end of stdin."""
+    if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # not on every system
             importlib.import_module("readline")  # `input` then edits lines and recalls them
-    while True:
-        if is_terminal:
-            try:
-                line = input("> ")
-            except EOFError:
-                echo(err=True)
-                return
-            except KeyboardInterrupt:
-                echo(err=True)
-                continue
-        else:
-            data = sys.stdin.buffer.readline()
-            if not data:
-                return
-            try:
-                line = data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError("stdin is not UTF-8; convert it with iconv first") from error
-        if line.strip():
-            yield line.strip()
+        try:
+            return input("> ").strip()
+        except EOFError:
+            echo(err=True)
+            return None
+    data = sys.stdin.buffer.readline()
+    if not data:
+        return None
+    try:
+        return data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise InputError("stdin is not UTF-8; convert it with iconv first") from error
 
 
 def _banner(model: "Model", contexts: list[Any]) -> str:
