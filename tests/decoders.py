@@ -3,6 +3,7 @@
 Shapes: T prompt tokens, S slots, D decoder width, V vocabulary.
 """
 
+import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -571,6 +572,7 @@ def lora_survives_the_disk(kind: str) -> None:
         check(got, wanted, "reloaded")
 
 
+@functools.cache  # asked for a test of its own and for the table
 def what_holds(kind: str) -> dict[str, str]:
     """Each promise by name: ok, our own refusal, or what went wrong in capitals."""
     own = decoder(kind)
