@@ -63,7 +63,11 @@ def test_an_encoder_that_sees_both_ways_says_so_or_reads_windows_alone(
         with pytest.raises(ConfigError, match="encoder_mask_type='bidirectional'"):
             decoders.assemble("llama, tied", encoder, encoder_mask_type=mask)
         return
-    model = decoders.assemble("llama, tied", encoder, encoder_mask_type=mask)
+    try:
+        model = decoders.assemble("llama, tied", encoder, encoder_mask_type=mask)
+    except ConfigError as error:  # ModernBERT's in transformers 5.0
+        assert "or a newer transformers" in str(error)
+        return
     ids = model.prompts.source(decoders.TEXT[:200]).ids
     window = model.lclm.settings.encoder_window_size
     with torch.no_grad():

@@ -123,8 +123,15 @@ def _check_encoder(lclm: LCLM, ids: list[int], decoder_ids: list[int], is_fresh:
     encoder = lclm.encoder
     kind = encoder.body.config.model_type
     long, short = ids[: encoder.settings.encoder_window_size][:24], ids[:5]
-    alone = encoder([long])[0]
-    beside = encoder([long, short])
+    try:
+        alone = encoder([long])[0]
+        beside = encoder([long, short])
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{kind} cannot read windows with the masks they need ({said}); use another encoder, "
+            "or a newer transformers"
+        ) from error
     if _differ(alone, beside[0]) or _differ(encoder([short])[0], beside[1]):
         raise ConfigError(f"{kind} encodes a window otherwise beside others; use another encoder")
     if encoder.settings.pooling == "mean" and not encoder.settings.boundary_overlap:
