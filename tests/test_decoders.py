@@ -66,7 +66,8 @@ def test_an_encoder_that_sees_both_ways_says_so_or_reads_windows_alone(
     try:
         model = decoders.assemble("llama, tied", encoder, encoder_mask_type=mask)
     except ConfigError as error:  # ModernBERT's in transformers 5.0
-        assert "or a newer transformers" in str(error)
+        if "or a newer transformers" not in str(error):
+            raise
         return
     ids = model.prompts.source(decoders.TEXT[:200]).ids
     window = model.lclm.settings.encoder_window_size
