@@ -35,7 +35,11 @@ train() {
     --set "output=$out" --set "seed=$seed" --set "model.start=$start" --set "stages.sft.steps=$steps" &
   trainer=$!
 }
-resident_kib() { awk '/^VmRSS/ {print $2}' "/proc/$trainer/status" 2> /dev/null || echo 0; }
+resident_kib() {  # 0 once it has ended
+  local kib
+  kib=$(awk '/^VmRSS/ {print $2}' "/proc/$trainer/status" 2> /dev/null || true)
+  echo "${kib:-0}"
+}
 
 # SIGTERM makes the trainer finish its step and save. Memory is watched rather than capped: a cap counts what
 # is only reserved, and an allocation that fails loses the steps since the last save.
