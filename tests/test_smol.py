@@ -4,12 +4,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT
+from conftest import TEXT, Run
 
 import octavo
 from octavo.weights.layout import ASSETS
 
 CHAPTER = Path(__file__).parents[1] / "examples" / "king-solomons-mines-14.txt"
+
+
+def test_a_folder_of_its_name_is_not_taken_for_the_shipped_model(
+    model: octavo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    model.save(tmp_path / "smol")
+    monkeypatch.chdir(tmp_path)
+    assert octavo.load(engine="fake").ratios == [2, 4, 8, 16]
+    assert octavo.load("smol", engine="fake").ratios == [4]
+    assert "2, 4, 8, 16" in run("info").out
+    assert "2, 4, 8, 16" not in run("info", "smol").out
 
 
 def test_the_shipped_model_serves_four_ratios(smol: octavo.Model) -> None:

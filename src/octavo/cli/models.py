@@ -135,9 +135,10 @@ def _show(name: str, value: Any) -> str:
 
 def _local_folder(name: str | None, revision: str | None) -> Path:
     """Find a model as `resolve` does, but look for hub ids in the hub's cache only."""
-    from octavo.weights.layout import DEFAULT_NAME, resolve
+    from octavo.weights.layout import resolve
 
-    name = name or DEFAULT_NAME
+    if not name:
+        return resolve(None)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not is_hub_id or Path(name).expanduser().is_dir():
         try:

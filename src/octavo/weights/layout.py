@@ -109,9 +109,12 @@ class Checkpoint:
 def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint: a shipped name, a local folder, or a hub id.
 
-    Raises `CheckpointError` when there is none. A hub id is downloaded to the hub's own cache.
+    Nothing is the model that octavo ships, whatever folders stand around. Raises `CheckpointError`
+    when there is none. A hub id is downloaded to the hub's own cache.
     """
-    name = str(name_or_path or DEFAULT_NAME)
+    if name_or_path is None or name_or_path == "":
+        return ASSETS / DEFAULT_NAME
+    name = str(name_or_path)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
