@@ -88,6 +88,7 @@ def test_what_an_index_offers_instead_of_the_wheel_is_not_built(tmp_path: Path) 
             **{k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "OCTAVO_"))},
             "OCTAVO_CACHE": str(tmp_path / "cache"),
             "PIP_INDEX_URL": (tmp_path / "simple").as_uri(),
+            "PIP_CONFIG_FILE": os.devnull,  # which may name other places to find it
         },
     )  # fmt: skip
     assert not mark.exists()

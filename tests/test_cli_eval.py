@@ -14,6 +14,7 @@ from octavo.cli.options import ModelChoice
 from octavo.errors import EvaluationError
 from octavo_evals import methods, run
 from octavo_evals.runner import Job
+from octavo_evals.tasks import find_tasks
 
 MODEL = ("--model", str(CHECKPOINT), "--device", "cpu")
 
@@ -122,6 +123,21 @@ def test_an_interrupt_keeps_the_rows(
     assert len(rows(tmp_path)) == 1
     assert octavo_eval(*line).code == 0
     assert len(rows(tmp_path)) == 2
+
+
+def test_a_group_runs_what_needs_no_data_and_says_what_it_left_out(
+    octavo_eval: Run, tmp_path: Path
+) -> None:
+    line = ("--length", "1400", "--limit", "1", "--method", "none")
+    done = octavo_eval("ruler", *line)
+    assert done.code == 0
+    every = {task.name for task in find_tasks(["ruler"])}
+    written = (tmp_path / "rows" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {json.loads(line)["task"] for line in written}
+    assert found == every - {"ruler/qa_1", "ruler/qa_2"}
+    for name in ("squad", "hotpot"):
+        assert f"--data ruler.{name}=" in done.err
+    assert "--data ruler.squad=" in octavo_eval("ruler", "ruler/qa_1", *line).error
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 
 import octavo
 from octavo.cli.inputs import Misuse
-from octavo.config import RatioError
+from octavo.config import Extension, RatioError
 from octavo.costs import Floor, Peaks, find_peaks
 from octavo.engine.local import LocalEngine
 from octavo.errors import ConfigError, EvaluationError, MissingExtraError
 from octavo.files import WriteError
 from octavo.machine import Peak, is_out_of_memory
+from octavo.weights.layout import ASSETS
 from octavo_evals.bench import Settings, run
 from octavo_evals.bench.shapes import SHAPES, build, find_shape
 from octavo_evals.bench.summary import Quartiles, break_even, speedups, summarise
@@ -310,10 +311,11 @@ def test_a_shape_has_as_many_parameters_as_transformers_gives_its_configs(name: 
     assert Floor(lclm).parameters == wanted
 
 
-def test_smol_is_smollm2_with_three_more_words_and_four_layers_of_encoder() -> None:
+def test_smol_is_smollm2_with_three_more_words_and_the_shipped_encoder() -> None:
     lclm = build(find_shape("smol"), positions=64, device="meta", dtype=torch.float32)
     assert lclm.decoder.num_parameters() == 134_515_008 + 3 * 576
-    assert len(lclm.encoder.body.layers) == 4
+    shipped = Extension.read(ASSETS / "smol")
+    assert len(lclm.encoder.body.layers) == shipped.encoder_layers == 6
     assert lclm.residual is not None
 
 

@@ -1,11 +1,13 @@
 """Ctrl-C in a real terminal: what runs stops, and what is done next is right."""
 
+import fcntl
 import os
 import pty
 import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +69,7 @@ def terminal(folder: Path, *line: object) -> Iterator[Screen]:
     process = subprocess.Popen(
         [sys.executable, "-m", "octavo", *map(str, line)],
         stdin=other, stdout=other, stderr=other, cwd=folder, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"},
     )  # fmt: skip
     os.close(other)

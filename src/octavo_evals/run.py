@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from octavo_evals.methods import Method, label, make_method
 from octavo_evals.parts import cut, other_context
 from octavo_evals.reading import Held, Unserved, read
 from octavo_evals.rows import ANSWER, Key, Row, describe_run, open_folder
-from octavo_evals.task import DataFiles, Item, Request, Task
+from octavo_evals.task import DataFiles, Item, MissingData, Request, Task
 
 
 @dataclass(slots=True)
@@ -31,6 +31,8 @@ class Account:
     """Rows that were there already, or that another process wrote meanwhile."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Method -> why it could not serve an item; the last reason of each."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Task of a group -> what it would have needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,15 @@ def evaluate(
     limit: int | None = None,
     seed: int = 42,
     data: DataFiles | None = None,
+    optional: Container[str] = (),
     command: str = "",
     on_row: Progress = ignore,
 ) -> Account:
     """Write the rows that `folder` does not hold yet, and return what was done.
 
-    Interrupt it at will: the same call goes on, alone or in several processes at once. `command`
-    is kept with the rows, for whoever wants to make them again. Raises `EvaluationError` for
+    Interrupt it at will: the same call goes on, alone or in several processes at once. `optional`
+    tasks whose data is missing are left out, unless nothing else is wanted. `command` is kept
+    with the rows, for whoever wants to make them again. Raises `EvaluationError` for
     settings other than those of the folder's rows, data that is missing, and a task that makes
     its items to a length without one.
     """
@@ -83,13 +87,17 @@ def evaluate(
         data=data or DataFiles(),
     )
     made = [make_method(name, ratio, model, request.data) for name, ratio in methods]
-    works = [
-        work
-        for task in tasks
-        for length in (lengths or (None,) if task.has_length else (None,))
-        for work in _plan(task, made, dataclasses.replace(request, length=length))
-    ]
-    account, total = Account(), sum(len(work.items) for work in works)
+    account = Account()
+    works: list[_Work] = []
+    for task in tasks:
+        try:
+            for length in lengths or (None,) if task.has_length else (None,):
+                works += _plan(task, made, dataclasses.replace(request, length=length))
+        except MissingData as error:
+            account.left_out[task.name] = str(error)
+            if task.name not in optional or len(account.left_out) == len(tasks):
+                raise
+    total = sum(len(work.items) for work in works)
     settings = _settings(model) | {"seed": seed}
     places = {name: _identity(place) for name, place in request.data.places.items()}
     common = {**settings, **describe_run("kvpress", "wonderwords", "bm25s")}

@@ -22,7 +22,7 @@ from octavo.errors import EvaluationError, MissingExtraError, OctavoError
 from octavo.model import Model
 from octavo_evals.run import Account, evaluate
 from octavo_evals.task import DataFiles
-from octavo_evals.tasks import find_tasks
+from octavo_evals.tasks import find_tasks, only_of_groups
 
 LINES = 20
 """How often a run reports where stderr is no terminal."""
@@ -75,6 +75,7 @@ def run(job: Job, model: Model, show: Any) -> Account:
         limit=job.limit,
         seed=job.seed,
         data=DataFiles(job.data),
+        optional=only_of_groups(job.tasks),
         command=job.command,
         on_row=lambda what, done, total: show("evaluating", done, total, "rows", what),
     )

@@ -167,6 +167,10 @@ class Record:
         )
 
 
+class MissingData(EvaluationError):
+    """A task reads data that nobody named."""
+
+
 class DataFiles:
     """Where tasks find their data: what the user named, and nothing else; nothing is fetched."""
 
@@ -207,7 +211,7 @@ class DataFiles:
         elif part and whole in self.places:
             place = self.places[whole]
         else:
-            raise EvaluationError(
+            raise MissingData(
                 f"a task needs data: give --data {name}=PATH ({expected}), or name other tasks"
             )
         if place.startswith("hf:"):

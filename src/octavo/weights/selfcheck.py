@@ -126,7 +126,9 @@ def _check_encoder(lclm: LCLM, ids: list[int], decoder_ids: list[int], is_fresh:
     try:
         alone = encoder([long])[0]
         beside = encoder([long, short])
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         said = str(error).partition("\n")[0]
         raise ConfigError(
             f"{kind} cannot read windows with the masks they need ({said}); use another encoder, "

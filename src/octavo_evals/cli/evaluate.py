@@ -128,5 +128,7 @@ def _has_kvpress() -> bool:
 def _say(account: "Account", out: Path) -> None:
     """Say what was done."""
     echo(f"{account.written:,} rows written to {out}, {account.found:,} were there", err=True)
+    for name, why in account.left_out.items():
+        echo(f"{name} was left out: {why}", err=True)
     for name, why in account.skipped.items():
         echo(f"{name} could not serve some items: {why}", err=True)

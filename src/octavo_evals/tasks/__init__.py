@@ -34,6 +34,11 @@ GROUPS["ruler-offline"] = tuple(name for name in GROUPS["ruler"] if "/qa_" not i
 """The eleven that need no data."""
 
 
+def only_of_groups(names: Sequence[str]) -> set[str]:
+    """Return the tasks that a group brings and that nobody named."""
+    return {one for name in names for one in GROUPS.get(name, ())} - set(names)
+
+
 def find_tasks(names: Sequence[str]) -> list[Task]:
     """Return the named tasks, groups unfolded, each once and in the order asked for.
 
