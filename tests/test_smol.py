@@ -84,3 +84,24 @@ def test_the_asset_is_small_and_holds_no_pickle() -> None:
         sum(path.stat().st_size for path in files) <= 30e6
     )  # what a checkout that travels can bear
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md"}
+
+
+def test_both_halves_read_one_table_of_embeddings_until_they_are_trained_or_saved(
+    tmp_path: Path,
+) -> None:
+    model = octavo.load(device="cpu")
+    encoder = model.lclm.encoder.body.get_input_embeddings().weight
+    decoder = model.lclm.get_input_embeddings().weight
+    before, folded = encoder.detach().clone(), model.compress(TEXT).latents
+    assert encoder.data_ptr() == decoder.data_ptr()
+
+    model.save(tmp_path / "halves")
+    model.lclm.save_pretrained(tmp_path / "whole")
+    for name in ("halves", "whole"):
+        again = octavo.load(tmp_path / name, device="cpu")
+        assert torch.equal(again.lclm.encoder.body.get_input_embeddings().weight, before)
+        torch.testing.assert_close(again.compress(TEXT).latents, folded)
+    model.lclm.train()
+    with torch.no_grad():
+        decoder.zero_()
+    assert torch.equal(encoder, before)

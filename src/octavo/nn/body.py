@@ -1,6 +1,7 @@
 """Find the parts of any Hugging Face model, none of which has one name everywhere."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,36 @@ def rescaled(config: Any, logits: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = (logits / cap).tanh() * cap
     return logits
+
+
+def share_rows(encoder: Any, decoder: Any) -> None:
+    """Let the encoder's table of embeddings be the decoder's own rows, where they are equal.
+
+    For reading alone: saves a table (113 MB for SmolLM2 in fp32). `own_rows` undoes it.
+    """
+    for mine, theirs in _plain_tables(encoder, decoder):
+        rows = theirs.data[: len(mine)]
+        is_alike = (mine.shape, mine.dtype, mine.device) == (rows.shape, rows.dtype, rows.device)
+        if is_alike and torch.equal(mine, rows):
+            mine.data = rows
+
+
+def own_rows(encoder: Any, decoder: Any) -> None:
+    """Give the encoder a table of its own again: one that is trained, or saved beside the other."""
+    for mine, theirs in _plain_tables(encoder, decoder):
+        if mine.data_ptr() == theirs.data_ptr():
+            mine.data = mine.data.clone()
+
+
+def _plain_tables(encoder: Any, decoder: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield both tables, unless they are one, on no device, or sharded over processes."""
+    tables: tuple[Any, Any] = encoder.get_input_embeddings(), decoder.get_input_embeddings()
+    mine, theirs = (cast(Tensor, getattr(table, "weight", None)) for table in tables)
+    for table in (mine, theirs):
+        if type(table) is not nn.Parameter or type(table.data) is not Tensor or table.is_meta:
+            return
+    if mine is not theirs:
+        yield mine, theirs
 
 
 def decode_apart(body: Any, embeds_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ prompt holds one `<|memory|>` token (a slot) per latent, `memory_ids_ML` holds t
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from octavo.config import Extension, ModelConfig, Rotary, resolve_ratio
 from octavo.errors import ConfigError, PromptError
 from octavo.nn.adapter import Adapter
 from octavo.nn.blocks import Blocks, find_blocks, fold
-from octavo.nn.body import decode_apart, headless, input_scale, rescaled
+from octavo.nn.body import decode_apart, headless, input_scale, own_rows, rescaled
 from octavo.nn.cache import as_keyword, is_empty
 from octavo.nn.config import LCLMConfig
 from octavo.nn.encoder import Encoder, ratio_per_span
@@ -133,9 +133,16 @@ class LCLM(MemoryGenerationMixin, PreTrainedModel):  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, with all that `octavo.load` needs if this was loaded by it."""
+        own_rows(self.encoder.body, self.decoder)
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.write_beside is not None:
             self.write_beside(Path(save_directory))
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, for which the halves share no weights, or back."""
+        if mode:
+            own_rows(self.encoder.body, self.decoder)
+        return super().train(mode)
 
     @property
     def base_model(self) -> nn.Module:
