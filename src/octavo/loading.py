@@ -12,6 +12,7 @@ from octavo.engine.local import LocalEngine
 from octavo.errors import ConfigError
 from octavo.machine import find_device, parse_dtype
 from octavo.model import Model
+from octavo.nn.body import share_rows
 from octavo.progress import Progress
 from octavo.prompt import PromptEncoder
 from octavo.weights.assembly import assemble_parts
@@ -56,7 +57,9 @@ def load(
         base=Path(base) if base is not None else None,
         progress=progress,
     )
-    return Model(LocalEngine(checkpoint, chosen), checkpoint.prompts(), checkpoint)
+    model = Model(LocalEngine(checkpoint, chosen), checkpoint.prompts(), checkpoint)
+    share_rows(checkpoint.lclm.encoder.body, checkpoint.lclm.decoder)
+    return model
 
 
 def _fake(folder: Path, base: str | Path | None, progress: Any) -> Model:

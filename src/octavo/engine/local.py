@@ -19,7 +19,7 @@ from octavo.engine.base import Batch, Prompt, Sampling, TargetScores
 from octavo.engine.batch import LocalBatch
 from octavo.engine.reader import PromptReader
 from octavo.errors import ContextError, PromptError
-from octavo.nn.body import max_positions, share_rows
+from octavo.nn.body import max_positions
 from octavo.weights.layout import Checkpoint
 
 PREFILL_POSITIONS = 8192
@@ -37,7 +37,6 @@ class LocalEngine:
         """Move the model to `device` and make it ready to answer."""
         self._checkpoint = checkpoint
         self._lclm = checkpoint.lclm.to(device).eval()
-        share_rows(self._lclm.encoder.body, self._lclm.decoder)
         self._device = device
         self.config, self.extension = self._lclm.settings, self._lclm.extension
         self.name = checkpoint.name

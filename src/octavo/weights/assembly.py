@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging as transformers_logging
 
 from octavo.config import MEMORY_TOKENS, Extension, ModelConfig
@@ -323,11 +324,13 @@ def make_room(decoder: Any, vocabulary: int, new_ids: Sequence[int]) -> None:
     """
     size = decoder.get_input_embeddings().weight.shape[0]
     if size < vocabulary:
-        decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
+        with init.no_init_weights():  # drawing whole tables anew takes as long as reading them
+            decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
     head = decoder.get_output_embeddings()
     for values in (decoder.get_input_embeddings().weight, head.weight, head.bias):
         if values is not None:
-            values[list(new_ids)] = values[:size].float().mean(0).to(values.dtype)
+            mean = values[:size].float().mean(0).to(values.dtype)
+            values[[*range(size, len(values)), *new_ids]] = mean
 
 
 @torch.no_grad()

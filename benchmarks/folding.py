@@ -1,0 +1,93 @@
+"""How fast long texts are folded, how near to bare matrix products, and in how much memory.
+
+Each length is folded in a fresh process through `Model.compress` (text to latents, tokenizing
+included), by the shipped model in fp32. Before and after, the same process times the encoder's
+linear layers alone, on as many tokens a call as the encoder reads at once: the floor.
+
+    tokens_per_second  of `compress`
+    floor              the share of `compress` that these products alone would take
+    peak_mb            peak resident memory less what the loaded model held, and less the result
+
+    python benchmarks/folding.py ROWS.jsonl --length 16k --length 128k --length 1M
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import octavo
+from octavo.machine import Peak, describe_machine
+
+CHAPTER = Path(__file__).parents[1] / "examples" / "king-solomons-mines-14.txt"
+UNITS = {"k": 1024, "M": 1024 * 1024}
+
+
+def main() -> None:
+    """Fold texts of every `--length`, write a row for each and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--length", action="append", required=True, help="tokens: 16k, 1M")
+    parser.add_argument("--ratio", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    rows = []
+    for length in arguments.length:
+        tokens = int(length[:-1]) * UNITS[length[-1]]
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:
+            rows.append(fresh.apply(fold, (tokens, arguments.ratio, arguments.threads)))
+        print(json.dumps(rows[-1]), flush=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        arguments.output.write_text(lines, encoding="utf-8")
+
+
+def fold(tokens: int, ratio: int, threads: int) -> dict[str, Any]:
+    """Return the row of one length."""
+    torch.set_num_threads(threads)
+    model = octavo.load(device="cpu", dtype="float32")
+    chapter = CHAPTER.read_text(encoding="utf-8") + "\n\n"
+    of_chapter = model.compress(chapter, ratio=ratio).source_tokens
+    text = (chapter * (tokens // of_chapter + 1))[: round(len(chapter) * tokens / of_chapter)]
+    before = products_seconds(model)
+    with Peak("cpu") as peak:
+        started = time.perf_counter()
+        context = model.compress(text, ratio=ratio)
+        seconds = time.perf_counter() - started
+    held = context.latents.nbytes + len(text)
+    floor = (before + products_seconds(model)) / 2 * context.source_tokens
+    return {
+        "tokens": context.source_tokens,
+        "ratio": ratio,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(context.source_tokens / seconds),
+        "floor": round(floor / seconds, 3),
+        "peak_mb": round(((peak.bytes or 0) - held) / 1e6),
+        "result_mb": round(held / 1e6),
+        "threads": threads,
+        "machine": describe_machine(),
+    }
+
+
+@torch.inference_mode()
+def products_seconds(model: octavo.Model) -> float:
+    """Return the seconds a token that the linear layers of the encoder take, alone."""
+    body = model.lclm.encoder.body
+    layers = [m for m in body.modules() if isinstance(m, nn.Linear)]
+    rows = 2 * model.config.encoder_window_size
+    inputs = {n: torch.randn(rows, n) for n in {layer.in_features for layer in layers}}
+    rounds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        for layer in layers:
+            layer(inputs[layer.in_features])
+        rounds.append(time.perf_counter() - started)
+    return sorted(rounds)[len(rounds) // 2] / rows
+
+
+if __name__ == "__main__":
+    main()
