@@ -2,10 +2,11 @@
 
 Each length is folded in a fresh process through `Model.compress` (text to latents, tokenizing
 included), by the shipped model in fp32. Before and after, the same process times the encoder's
-linear layers alone, on as many tokens a call as the encoder reads at once: the floor.
+linear layers and attention alone, on two windows a call: the floor.
 
     tokens_per_second  of `compress`
-    floor              the share of `compress` that these products alone would take
+    linear             the share of `compress` that these products alone would take
+    floor              the same, with the products of attention (scaled_dot_product_attention)
     peak_mb            peak resident memory less what the loaded model held, and less the result
 
     python benchmarks/folding.py ROWS.jsonl --length 16k --length 128k --length 1M
@@ -14,12 +15,14 @@ linear layers alone, on as many tokens a call as the encoder reads at once: the 
 import argparse
 import json
 import multiprocessing
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 import octavo
 from octavo.machine import Peak, describe_machine
@@ -59,13 +62,17 @@ def fold(tokens: int, ratio: int, threads: int) -> dict[str, Any]:
         context = model.compress(text, ratio=ratio)
         seconds = time.perf_counter() - started
     held = context.latents.nbytes + len(text)
-    floor = (before + products_seconds(model)) / 2 * context.source_tokens
+    after = products_seconds(model)
+    linear, attention = (
+        (a + b) / 2 * context.source_tokens for a, b in zip(before, after, strict=True)
+    )
     return {
         "tokens": context.source_tokens,
         "ratio": ratio,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(context.source_tokens / seconds),
-        "floor": round(floor / seconds, 3),
+        "linear": round(linear / seconds, 3),
+        "floor": round((linear + attention) / seconds, 3),
         "peak_mb": round(((peak.bytes or 0) - held) / 1e6),
         "result_mb": round(held / 1e6),
         "threads": threads,
@@ -74,19 +81,26 @@ def fold(tokens: int, ratio: int, threads: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def products_seconds(model: octavo.Model) -> float:
-    """Return the seconds a token that the linear layers of the encoder take, alone."""
-    body = model.lclm.encoder.body
+def products_seconds(model: octavo.Model) -> tuple[float, float]:
+    """Return the seconds a token of the encoder's linear layers, and of its attention, alone."""
+    body, window = model.lclm.encoder.body, model.config.encoder_window_size
     layers = [m for m in body.modules() if isinstance(m, nn.Linear)]
-    rows = 2 * model.config.encoder_window_size
-    inputs = {n: torch.randn(rows, n) for n in {layer.in_features for layer in layers}}
-    rounds = []
+    inputs = {n: torch.randn(2 * window, n) for n in {layer.in_features for layer in layers}}
+    config = body.config
+    size = config.hidden_size // config.num_attention_heads
+    query = torch.randn(2, config.num_attention_heads, window, size)
+    key = torch.randn(2, config.num_key_value_heads, window, size)
+    rounds: list[tuple[float, float]] = []
     for _ in range(6):
         started = time.perf_counter()
         for layer in layers:
             layer(inputs[layer.in_features])
-        rounds.append(time.perf_counter() - started)
-    return sorted(rounds)[len(rounds) // 2] / rows
+        between = time.perf_counter()
+        for _ in range(config.num_hidden_layers):
+            scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True)
+        rounds.append((between - started, time.perf_counter() - between))
+    linear, attention = (statistics.median(times) for times in zip(*rounds, strict=True))
+    return linear / (2 * window), attention / (2 * window)
 
 
 if __name__ == "__main__":
