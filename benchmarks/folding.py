@@ -1,11 +1,12 @@
 """How fast long texts are folded, how near to bare matrix products, and in how much memory.
 
-Each length is folded in a fresh process through `Model.compress` (text to latents, tokenizing
-included), by the shipped model in fp32. Before and after, the same process times the encoder's
-linear layers and attention alone, on two windows a call: the floor.
+Each length is folded in a fresh process by `Engine.encode` (ids to latents; `Model.compress` is it
+behind a tokenizer, and refuses what its decoder cannot hold), with the shipped weights in fp32.
+Before and after, the same process times the encoder's linear layers and attention alone, on two
+windows a call: the floor.
 
-    tokens_per_second  of `compress`
-    linear             the share of `compress` that these products alone would take
+    tokens_per_second  of `encode`
+    linear             the share of `encode` that these products alone would take
     floor              the same, with the products of attention (scaled_dot_product_attention)
     peak_mb            peak resident memory less what the loaded model held, and less the result
 
@@ -54,23 +55,21 @@ def fold(tokens: int, ratio: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     model = octavo.load(device="cpu", dtype="float32")
     chapter = CHAPTER.read_text(encoding="utf-8") + "\n\n"
-    of_chapter = model.compress(chapter, ratio=ratio).source_tokens
-    text = (chapter * (tokens // of_chapter + 1))[: round(len(chapter) * tokens / of_chapter)]
+    ids = model.prompts.source(chapter).ids
+    ids = (ids * (tokens // len(ids) + 1))[:tokens]
     before = products_seconds(model)
     with Peak("cpu") as peak:
         started = time.perf_counter()
-        context = model.compress(text, ratio=ratio)
+        (latents_KD,) = model.engine.encode([ids], ratio)
         seconds = time.perf_counter() - started
-    held = context.latents.nbytes + len(text)
+    held = latents_KD.nbytes
     after = products_seconds(model)
-    linear, attention = (
-        (a + b) / 2 * context.source_tokens for a, b in zip(before, after, strict=True)
-    )
+    linear, attention = ((a + b) / 2 * tokens for a, b in zip(before, after, strict=True))
     return {
-        "tokens": context.source_tokens,
+        "tokens": tokens,
         "ratio": ratio,
         "seconds": round(seconds, 2),
-        "tokens_per_second": round(context.source_tokens / seconds),
+        "tokens_per_second": round(tokens / seconds),
         "linear": round(linear / seconds, 3),
         "floor": round((linear + attention) / seconds, 3),
         "peak_mb": round(((peak.bytes or 0) - held) / 1e6),

@@ -14,9 +14,9 @@ import uvicorn
 
 import octavo
 from octavo.serve.app import make_app
-from octavo.serve.backends import Backend
+from octavo.serve.backends.base import Backend
+from octavo.serve.backends.local import LocalBackend
 from octavo.serve.limits import Keys, Limits
-from octavo.serve.local import LocalBackend
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.service import Service
 
@@ -76,6 +76,7 @@ class Upstream(BaseHTTPRequestHandler):
 
     sent: list[dict[str, Any]]
     refuses = False
+    calls = False
 
     def log_message(self, *args: Any) -> None:
         """Say nothing."""
@@ -92,10 +93,20 @@ class Upstream(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
-        for piece in ("three", " crates"):
+        if self.calls:
+            self._chunk({"choices": [{"index": 0, "delta": {"reasoning": "Let me look."}}]})
+            for part in (
+                {"id": "c", "type": "function", "function": {"name": "look", "arguments": ""}},
+                {"function": {"arguments": '{"at"'}},
+                {"function": {"arguments": ": 1}"}},
+            ):
+                delta = {"tool_calls": [{"index": 0, **part}]}
+                self._chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        for piece in () if self.calls else ("three", " crates"):
             choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
             self._chunk({"choices": [choice]})
-        self._chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        reason = "tool_calls" if self.calls else "stop"
+        self._chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         details = {"cached_tokens": 4}
         usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": details}
         self._chunk({"choices": [], "usage": usage})
@@ -113,10 +124,10 @@ class Upstream(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def upstream() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def upstream(calls: bool = False) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Run the stand-in; yield its address and what it is sent."""
     sent: list[dict[str, Any]] = []
-    kind = type("Handler", (Upstream,), {"sent": sent})
+    kind = type("Handler", (Upstream,), {"sent": sent, "calls": calls})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

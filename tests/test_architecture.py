@@ -60,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"recipe", "records", "prompt", "files", "weights", "settings", "ask", "expand"},
     "train": {"data", "costs", "machine", "weights", "statistics"},
     "search": {"train"},
-    "serve": {"loading", "store", "ask", "ingest", "home"},
+    "serve": {"loading", "store", "ask", "ingest", "home", "agent"},
     "cli": {"loading", "train", "search", "session", "agent", "store", "serve"},
     "octavo_evals": {"loading", "costs", "records", "cli"},
     "octavo_vllm": {"generate", "weights"},
@@ -68,7 +68,9 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 BUDGETS = {
-    "serve": 3400,  # chats, contexts, files, responses; keys and limits; two backends; a queue
+    # Chats, contexts, files, responses; keys and limits; two backends; a queue; 220 are the agent
+    # as a model, and thoughts apart from answers.
+    "serve": 3660,
     "ask": 900,
     "ingest": 450,
     "store": 1250,
@@ -79,8 +81,9 @@ BUDGETS = {
     "fallback": 90,
     "expand": 140,
     # 640 are the self-check of any decoder, 600 templates that know who wrote what, 90 the blocks
-    # of a step folded at once, 300 how what a conversation read is kept.
-    "core": 7900,
+    # of a step folded at once, 300 how what a conversation read is kept, 60 one table for both halves
+    # and the bytes of a token.
+    "core": 7960,
     # 550 are everyday documents made up, 230 bring rows from other processes: a GPU waits for them.
     "data + train": 5800,
     "search": 670,

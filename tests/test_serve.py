@@ -18,10 +18,10 @@ from servers import serving, upstream
 import octavo
 from octavo.errors import ConfigError
 from octavo.serve.app import check_host
+from octavo.serve.backends.remote import RemoteBackend
+from octavo.serve.backends.tools import CallReader
 from octavo.serve.limits import Keys, Limits
-from octavo.serve.remote import RemoteBackend
 from octavo.serve.requests import CompressPolicy
-from octavo.serve.tools import CallReader
 
 LONG = TEXT * 4
 ASKED: Any = [{"role": "user", "content": "Who signed?"}]

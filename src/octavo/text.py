@@ -5,6 +5,7 @@ half a character or half a stop string.
 """
 
 import copy
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -201,6 +202,30 @@ class TextStream:
             list(ids), skip_special_tokens=self._hides_control, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """Return the UTF-8 bytes of a token, which may be part of a character alone."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False)
+    if "\ufffd" not in text:
+        return text.encode()
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if _BYTE.fullmatch(name):
+        return bytes([int(name[3:5], 16)])
+    known = _byte_level()
+    return bytes(known[one] for one in name) if known.keys() >= set(name) else text.encode()
+
+
+@functools.cache
+def _byte_level() -> dict[str, int]:
+    """Return the byte of each character in vocabularies of GPT-2's kind.
+
+    Printable bytes stand for themselves, the others for the characters from 256 on
+    (https://github.com/openai/gpt-2, `bytes_to_unicode`).
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + at): b for at, b in enumerate(others)}
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,11 +1,11 @@
 """`Agent`: skims contexts as latents, opens passages as needed, and answers with their places."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import octavo.expand as expand
-from octavo.agent.answer import AgentAnswer, Tool
+from octavo.agent.answer import AgentAnswer, Round, Tool
 from octavo.agent.document import FoldedDocument
 from octavo.agent.policies import find_policy
 from octavo.agent.run import AgentRun
@@ -24,6 +24,7 @@ SKIMMED_TOKENS = 256
 BUDGET_SHARE, LEAST_BUDGET, MOST_BUDGET = 0.10, 256, 1024
 """Tokens of parts in full: a tenth of the document, within bounds."""
 _PROBE = "octavo-probe-7f3a"
+OnRound = Callable[[Round], None]
 
 
 class Agent:
@@ -79,12 +80,15 @@ class Agent:
                 f"two tools have one name ({', '.join(self.tool_names)}); {expand.NAME!r} is ours"
             )
 
-    def ask(self, question: str) -> AgentAnswer:
+    def ask(self, question: str, on_round: OnRound | None = None) -> AgentAnswer:
         """Answer a question; raises `InputError` for one that is empty or exceeds the budget."""
-        return self.run(question).answer()
+        return self.run(question, on_round).answer()
 
-    def run(self, question: str) -> AgentRun:
-        """Return a question yet to be worked on; `skim` and `answer` do it."""
+    def run(self, question: str, on_round: OnRound | None = None) -> AgentRun:
+        """Return a question yet to be worked on; `skim` and `answer` do it.
+
+        `on_round` is called with every round that has ended; what it raises ends the work.
+        """
         if not question.strip():
             raise InputError("the question is empty; say what to answer")
         length = len(self.model.prompts.text_ids(question))
@@ -93,7 +97,7 @@ class Agent:
                 f"the question has {length:,} tokens, more than the budget of {self.budget:,} for "
                 "what may be read; shorten it, or raise the budget"
             )
-        return AgentRun(self, question)
+        return AgentRun(self, question, on_round)
 
     @property
     def max_result_chars(self) -> int:

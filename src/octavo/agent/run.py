@@ -8,6 +8,7 @@ in place of their latents change it, and cost what stands behind them.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,11 @@ class _Exchange:
 class AgentRun:
     """The state of one question."""
 
-    def __init__(self, agent: "Agent", question: str) -> None:
+    def __init__(
+        self, agent: "Agent", question: str, on_round: Callable[[Round], None] | None = None
+    ) -> None:
         """Begin."""
-        self.agent, self.question = agent, question
+        self.agent, self.question, self._on_round = agent, question, on_round
         self.expanded: list[int] = []
         """Parts in full, in the order in which they were opened."""
         self.rounds: list[Round] = []
@@ -132,7 +135,7 @@ class AgentRun:
         opened, _ = self._open(ranking.numbers, is_strict=False)
         self._first = tuple(opened)
         if ranking.numbers or ranking.positions:
-            self.rounds.append(
+            self._record(
                 Round(
                     action="search", expanded=tuple(opened), prompt_tokens=ranking.positions,
                     expanded_tokens=self._spent, seconds=time.perf_counter() - started,
@@ -278,9 +281,14 @@ class AgentRun:
 
     # -- the account -----------------------------------------------------------------------------
 
+    def _record(self, done: Round) -> None:
+        self.rounds.append(done)
+        if self._on_round is not None:
+            self._on_round(done)
+
     def _add(self, action: Action, completion: Completion, **others: Any) -> None:
         usage = completion.usage
-        self.rounds.append(
+        self._record(
             Round(
                 action=action, said=completion.text, prompt_tokens=usage.prompt_tokens,
                 cached_tokens=usage.cached_tokens, new_tokens=usage.completion_tokens,

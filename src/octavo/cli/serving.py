@@ -69,10 +69,10 @@ def serve(
     """
     app = _needed("octavo.serve.app", "serve")
     from octavo.home import home
-    from octavo.serve.backends import Backend
+    from octavo.serve.backends.base import Backend
+    from octavo.serve.backends.local import LocalBackend
+    from octavo.serve.backends.remote import RemoteBackend
     from octavo.serve.limits import Keys, Limits
-    from octavo.serve.local import LocalBackend
-    from octavo.serve.remote import RemoteBackend
     from octavo.serve.requests import CompressPolicy
     from octavo.serve.service import Service
 

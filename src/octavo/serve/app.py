@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 import octavo
 from octavo.errors import ConfigError, OctavoError
+from octavo.serve.backends.agent import AGENT_NAME
 from octavo.serve.limits import Guard, Keys, is_loopback
 from octavo.serve.routes import chat, contexts, responses
 from octavo.serve.service import Service, service_of
@@ -58,7 +59,7 @@ def _add_own_routes(app: FastAPI) -> None:
     @app.get("/v1/models", responses=shape("The models.", "object", "data"), tags=["answers"])
     async def list_models(request: Request) -> Response:
         """List the model that answers."""
-        models = [_model(service_of(request))]
+        models = _models(service_of(request))
         return reply({"object": "list", "data": models, "models": models})
 
     @app.get(
@@ -68,8 +69,8 @@ def _add_own_routes(app: FastAPI) -> None:
     )
     async def get_model(request: Request, model: str) -> Response:
         """Show a model."""
-        service_of(request).model_of(model)
-        return reply(_model(service_of(request)))
+        name = service_of(request).model_of(model)
+        return reply(next(one for one in _models(service_of(request)) if one["id"] == name))
 
     @app.get("/health", responses=shape("It runs.", "status"), tags=["server"])
     async def health() -> Response:
@@ -96,13 +97,16 @@ def _add_own_routes(app: FastAPI) -> None:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _models(service: Service) -> list[dict[str, Any]]:
+    """Return the model that answers, and the agent that answers by it."""
     model = service.backend.model
-    return {
-        "id": service.backend.name, "object": "model", "created": 1767225600, "owned_by": "octavo",
-        "ratios": model.ratios if model else [], "max_model_len":
-        model.engine.max_positions if model else None,
+    shown = {
+        "object": "model", "created": 1767225600, "owned_by": "octavo",
+        "ratios": model.ratios if model else [],
+        "max_model_len": model.engine.max_positions if model else None,
     }  # fmt: skip
+    names = [service.backend.name, *([AGENT_NAME] if model else [])]
+    return [{"id": name, **shown} for name in names]
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

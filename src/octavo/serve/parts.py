@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from octavo.serve.backends import Backend
+from octavo.serve.backends.base import Backend
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.wire import RequestError
 

@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from octavo.errors import OctavoError
 from octavo.ingest import read_document
-from octavo.serve.backends import Answering, AnswerJob, Backend, Piece
+from octavo.serve.backends.agent import AGENT_NAME
+from octavo.serve.backends.base import Answering, AnswerJob, Backend, Piece
+from octavo.serve.backends.local import LocalBackend
 from octavo.serve.compaction import Seal
 from octavo.serve.database import Database
 from octavo.serve.limits import Limits
-from octavo.serve.local import LocalBackend
 from octavo.serve.parts import Reader
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.wire import RequestError
@@ -46,6 +47,8 @@ class Service:
 
     def model_of(self, asked: str | None) -> str:
         """Return the model's name; raises 404 for another one's."""
+        if asked == AGENT_NAME and self.backend.model is not None:
+            return AGENT_NAME
         if asked and asked != self.backend.name:
             raise RequestError(
                 f"the model {asked[:80]!r} is not here; ask for {self.backend.name!r}, or none",
@@ -85,7 +88,7 @@ class Service:
         """Return the text of an uploaded file."""
         found, data = self.database.get("file", id, owner), self.database.data("file", id, owner)
         if found is None or data is None:
-            raise RequestError(f"no file {id[:80]!r}", status=404, code="file_not_found")
+            raise no_file(id)
         return extract(data, found["filename"])
 
     async def open(self, job: AnswerJob) -> Answering:
@@ -184,3 +187,11 @@ def service_of(request: Request) -> Service:
 def owner_of(request: Request) -> str:
     """Return whose key a request came with."""
     return str(request.scope["octavo.caller"].owner)
+
+
+def no_file(id: str) -> RequestError:
+    """Return the refusal of a file that is not the caller's, or not there."""
+    return RequestError(
+        f"no file {id[:80]!r}: it was never uploaded, or is gone; list yours with GET /v1/files",
+        status=404, code="file_not_found",
+    )  # fmt: skip

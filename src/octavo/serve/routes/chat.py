@@ -1,14 +1,15 @@
 """`/v1/chat/completions` and `/v1/completions`: jobs made of requests, chunks made of pieces."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from octavo.serve.backends import Answering, AnswerJob, Piece, TokenTally
+from octavo.serve.backends.agent import AGENT_NAME
+from octavo.serve.backends.base import Answering, AnswerJob, Piece, TokenTally
 from octavo.serve.parts import fold_long
 from octavo.serve.requests import ChatRequest, CompletionRequest
 from octavo.serve.service import Service, owner_of, service_of
@@ -46,7 +47,12 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
         raise RequestError(
             "give one prompt, without echo and suffix", param="prompt", code="unsupported_parameter"
         )
-    job = AnswerJob(prompt=prompts[0], num_alternatives=body.logprobs, **_drawing(service, body))
+    job = AnswerJob(
+        prompt=prompts[0],
+        is_agents=body.model == AGENT_NAME,
+        num_alternatives=body.logprobs,
+        **_drawing(service, body),
+    )
 
     form = _Text(service.model_of(body.model))
 
@@ -78,6 +84,7 @@ async def _chat_job(service: Service, owner: str, body: ChatRequest) -> tuple[An
     job = AnswerJob(
         messages=messages,
         tools=checked_tools(body.tools) if choice != "none" else (),
+        is_agents=body.model == AGENT_NAME,
         num_alternatives=(body.top_logprobs or 0) if body.logprobs else None,
         fields={name: value for name, value in named.items() if value is not None},
         **_drawing(service, body),
@@ -127,7 +134,7 @@ async def _answer(request: Request, service: Service, work: Any, form: Any, body
         with_usage = bool((body.stream_options or {}).get("include_usage"))
         events = _chunks(service, opened, form, body.n or 1, with_usage)
         return stream(request, events, service.limits.heartbeat)
-    choices = [_Choice() for _ in range(body.n or 1)]
+    choices = [Choice() for _ in range(body.n or 1)]
 
     async def whole() -> None:
         async for piece in service.pieces(opened):
@@ -190,10 +197,12 @@ def compression_of(tally: TokenTally) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class _Choice:
+class Choice:
     """One answer, put together."""
 
     text: str = ""
+    reasoning: str = ""
+    citations: list[Any] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     finish: str | None = None
@@ -201,6 +210,8 @@ class _Choice:
     def add(self, piece: Piece) -> None:
         """Add a piece."""
         self.text += piece.text
+        self.reasoning += piece.reasoning
+        self.citations += piece.citations
         for call in piece.calls:
             if call["index"] < len(self.calls):  # another server sends arguments in parts
                 whole = self.calls[call["index"]]["function"]
@@ -235,6 +246,7 @@ class _Chat:
         delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
         if piece.calls:
             delta["tool_calls"] = list(piece.calls)
+        delta |= _beside(piece.reasoning, piece.citations)
         logprobs = {"content": list(piece.logprobs), "refusal": None} if piece.logprobs else None
         if delta or logprobs:
             said: dict[str, Any] = {"delta": delta, "logprobs": logprobs, "finish_reason": None}
@@ -244,11 +256,12 @@ class _Chat:
             found.append({"index": piece.index, **end})
         return found
 
-    def choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """Return a whole answer."""
         message: dict[str, Any] = {
             "role": "assistant", "content": choice.text, "refusal": None, "annotations": [],
         }  # fmt: skip
+        message |= _beside(choice.reasoning, choice.citations)
         if choice.calls:
             message |= {"content": choice.text or None, "tool_calls": choice.calls}
         logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
@@ -256,6 +269,12 @@ class _Chat:
             "index": index, "message": message, "logprobs": logprobs,
             "finish_reason": choice.finish or "stop",
         }  # fmt: skip
+
+
+def _beside(reasoning: str, citations: Sequence[Any]) -> dict[str, Any]:
+    """Return what stands beside an answer; clients read the first under either name."""
+    said = {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
+    return {**said, "citations": list(citations)} if citations else said
 
 
 class _Text(_Chat):
@@ -279,7 +298,7 @@ class _Text(_Chat):
              "finish_reason": piece.finish}
         ]  # fmt: skip
 
-    def choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """Return a whole text."""
         return {
             "index": index, "text": choice.text, "finish_reason": choice.finish or "stop",

@@ -8,11 +8,11 @@ from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
 from octavo.ask.sources import TextSource, find_passages, join_passages
-from octavo.serve.backends import AnswerJob
+from octavo.serve.backends.base import AnswerJob
 from octavo.serve.database import MAX_ROWS
 from octavo.serve.requests import AppendRequest, AskRequest, ContextRequest
 from octavo.serve.routes.chat import usage_of
-from octavo.serve.service import Service, extract, owner_of, service_of
+from octavo.serve.service import Service, extract, no_file, owner_of, service_of
 from octavo.serve.wire import RequestError, new_id, now, reply, shape, unless_gone
 
 router = APIRouter(prefix="/v1", tags=["contexts and files"])
@@ -293,7 +293,7 @@ async def get_file(request: Request, file_id: str) -> Response:
     """Show a file."""
     found = service_of(request).database.get("file", file_id, owner_of(request))
     if found is None:
-        raise _no_file(file_id)
+        raise no_file(file_id)
     return reply(found)
 
 
@@ -305,7 +305,7 @@ async def get_file_content(request: Request, file_id: str) -> Response:
     """Return a file as it was uploaded."""
     data = service_of(request).database.data("file", file_id, owner_of(request))
     if data is None:
-        raise _no_file(file_id)
+        raise no_file(file_id)
     return Response(data, media_type="application/octet-stream")
 
 
@@ -313,9 +313,5 @@ async def get_file_content(request: Request, file_id: str) -> Response:
 async def delete_file(request: Request, file_id: str) -> Response:
     """Delete a file."""
     if not service_of(request).database.delete("file", file_id, owner_of(request)):
-        raise _no_file(file_id)
+        raise no_file(file_id)
     return reply({"id": file_id, "object": "file", "deleted": True})
-
-
-def _no_file(id: str) -> RequestError:
-    return RequestError(f"no file {id[:80]!r}", status=404, code="file_not_found")

@@ -1,15 +1,16 @@
 """Items of `/v1/responses`: read into chat messages, and said as clients expect them."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from octavo.serve.backends import TokenTally
+from octavo.serve.backends.base import TokenTally
 from octavo.serve.compaction import digest
 from octavo.serve.routes.chat import compression_of
 from octavo.serve.service import Service
 from octavo.serve.wire import RequestError, new_id
 
+Events = Iterator[tuple[str, dict[str, Any]]]
 MAX_CHAIN = 1000
 """Items that a conversation goes on from, and responses that a reference is looked up in."""
 
@@ -31,9 +32,7 @@ def text_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-async def call_events(
-    call: Any, output: list[dict[str, Any]]
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+def call_events(call: Any, output: list[dict[str, Any]]) -> Events:
     """Yield the events of one whole tool call."""
     function = call["function"]
     item = {
@@ -56,6 +55,40 @@ def own_items(given: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     if given is None:
         return []
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+def thought_events(text: str, output: list[dict[str, Any]]) -> Events:
+    """Yield the events of a thought that grows, which is the last item of `output`."""
+    if not _is_thinking(output):
+        item: dict[str, Any] = {
+            "type": "reasoning", "id": new_id("rs"), "status": "in_progress", "summary": [],
+            "content": [],
+        }  # fmt: skip
+        output.append(item)
+        yield "response.output_item.added", {"output_index": len(output) - 1, "item": {**item}}
+        item["content"] = [{"type": "reasoning_text", "text": ""}]
+    item = output[-1]
+    item["content"][0]["text"] += text
+    yield "response.reasoning_text.delta", {**_place(output), "delta": text}
+
+
+def thought_over(output: list[dict[str, Any]]) -> Events:
+    """Yield the events that end a thought, if `output` ends with one."""
+    if _is_thinking(output):
+        item = output[-1]
+        item["status"] = "completed"
+        said = item["content"][0]["text"]
+        yield "response.reasoning_text.done", {**_place(output), "text": said}
+        yield "response.output_item.done", {"output_index": len(output) - 1, "item": item}
+
+
+def _is_thinking(output: list[dict[str, Any]]) -> bool:
+    last = output[-1] if output else {}
+    return (last.get("type"), last.get("status")) == ("reasoning", "in_progress")
+
+
+def _place(output: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"item_id": output[-1]["id"], "output_index": len(output) - 1, "content_index": 0}
 
 
 def said_by(item: dict[str, Any], service: Service, owner: str) -> list[dict[str, Any]]:

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from octavo.serve.backends import Answering, AnswerJob, TokenTally
+from octavo.serve.backends.agent import AGENT_NAME
+from octavo.serve.backends.base import Answering, AnswerJob, TokenTally
 from octavo.serve.compaction import digest, plain_text, written_down
 from octavo.serve.parts import fold_long
 from octavo.serve.requests import ResponseRequest
-from octavo.serve.routes.chat import checked_tools
+from octavo.serve.routes.chat import Choice, checked_tools
 from octavo.serve.routes.contexts import PAGE, page_of
 from octavo.serve.routes.items import (
     MAX_CHAIN,
@@ -21,6 +22,8 @@ from octavo.serve.routes.items import (
     own_items,
     said_by,
     text_part,
+    thought_events,
+    thought_over,
     threshold_of,
     usage_of,
 )
@@ -127,6 +130,7 @@ class Turn:
             messages=messages, ratio=body.ratio, max_new_tokens=body.max_output_tokens,
             temperature=body.temperature or 0.0, top_p=body.top_p or 1.0,
             tools=checked_tools(body.tools) if body.tool_choice != "none" else (),
+            is_agents=self.model == AGENT_NAME,
         )  # fmt: skip
 
     def _before(self) -> list[dict[str, Any]]:
@@ -213,10 +217,16 @@ class Turn:
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the events of a message and of calls; at the end, unnamed, the status."""
         message: dict[str, Any] | None = None
-        finish, text = "stop", ""
+        said = Choice()
         place: dict[str, Any] = {}
         assert self.opened is not None
         async for piece in self.service.pieces(self.opened):
+            if piece.reasoning:
+                for one in thought_events(piece.reasoning, output):
+                    yield one
+            if piece.text or piece.calls or piece.finish:
+                for one in thought_over(output):
+                    yield one
             if piece.text and message is None:
                 message = {
                     "type": "message", "id": new_id("msg"), "role": "assistant",
@@ -228,21 +238,21 @@ class Turn:
                 yield "response.output_item.added", added
                 yield "response.content_part.added", {**place, "part": text_part("")}
             if piece.text:
-                text += piece.text
                 delta = {**place, "delta": piece.text, "logprobs": []}
                 yield "response.output_text.delta", delta
-            for call in piece.calls:
-                async for one in call_events(call, output):
-                    yield one
-            finish = piece.finish or finish
+            said.add(piece)
         if message is not None:
-            yield "response.output_text.done", {**place, "text": text, "logprobs": []}
-            yield "response.content_part.done", {**place, "part": text_part(text)}
-            message |= {"status": "completed", "content": [text_part(text)]}
+            yield "response.output_text.done", {**place, "text": said.text, "logprobs": []}
+            yield "response.content_part.done", {**place, "part": text_part(said.text)}
+            message |= {"status": "completed", "content": [text_part(said.text)]}
+            message |= {"citations": said.citations} if said.citations else {}
             yield "response.output_item.done", {
                 "output_index": place["output_index"], "item": dict(message),
             }  # fmt: skip
-        yield "", {"status": "incomplete" if finish == "length" else "completed"}
+        for call in said.calls:
+            for one in call_events(call, output):
+                yield one
+        yield "", {"status": "incomplete" if said.finish == "length" else "completed"}
 
     def body_of(self, status: str, output: list[Any], tally: TokenTally | None) -> dict[str, Any]:
         """Return the response as it stands."""

@@ -14,12 +14,20 @@ from octavo.engine.base import Prompt
 from octavo.errors import ContextError, PromptTooLongError
 from octavo.model import Model
 from octavo.prompt import EncodedPrompt, Message
-from octavo.serve.backends import Answering, AnswerJob, Piece, TokenTally
+from octavo.serve.backends.agent import AgentReply
+from octavo.serve.backends.base import Answering, AnswerJob, Piece, TokenTally
+from octavo.serve.backends.scheduler import Event, Scheduler, Ticket, Token
+from octavo.serve.backends.tools import (
+    THINK,
+    CallReader,
+    ThoughtReader,
+    described,
+    knows_tools,
+    spelled_out,
+)
 from octavo.serve.limits import Limits
-from octavo.serve.scheduler import Event, Scheduler, Ticket, Token
-from octavo.serve.tools import CallReader, described, knows_tools, spelled_out
 from octavo.serve.wire import RequestError
-from octavo.text import TextStream, sha256_of
+from octavo.text import TextStream, sha256_of, token_bytes
 
 KEPT_CONTEXT_BYTES = 256 << 20
 """Of contexts made on the way to an answer, which are found again when a text comes again."""
@@ -78,6 +86,10 @@ class LocalBackend:
                 f"{self._num_jobs} requests are at work or waiting; come again in a moment",
                 status=429, code="rate_limit_exceeded", headers={"retry-after": BUSY_SECONDS},
             )  # fmt: skip
+        if job.is_agents:
+            reply = AgentReply(self._model, job, self.fold, self.end)
+            self._num_jobs += 1
+            return reply
         self._num_jobs += 1
         is_gone = threading.Event()
         try:
@@ -91,7 +103,8 @@ class LocalBackend:
             self._loop = asyncio.get_running_loop()
             engine, rows = self._model.engine, self._limits.max_rows
             self._scheduler = Scheduler(engine, self._deliver, max_rows=rows)
-        return LocalReply(self, job, prompt, sampling, tally)
+        is_thinking = job.prompt is None and encoded.rendered.rstrip().endswith(THINK)
+        return LocalReply(self, job, prompt, sampling, tally, is_thinking=is_thinking)
 
     def end(self) -> None:
         """Count a job as done."""
@@ -218,9 +231,11 @@ class LocalReply:
         prompt: Prompt,
         sampling: Any,
         tally: TokenTally,
+        *,
+        is_thinking: bool,
     ) -> None:
-        """Let the rows wait."""
-        self.tally = tally
+        """Let the rows wait; `is_thinking` where the prompt has begun a thought."""
+        self.tally, self._is_thinking = tally, is_thinking
         self._backend, self._job, self._prompt, self._sampling = backend, job, prompt, sampling
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._tickets = [self._ticket(index) for index in range(job.n)]
@@ -251,6 +266,7 @@ class LocalReply:
         tokenizer = model.prompts.decoder_tokenizer
         texts = [TextStream(tokenizer, job.stop) for _ in range(job.n)]
         readers = [CallReader() if job.tools else None for _ in range(job.n)]
+        thoughts = [ThoughtReader(self._is_thinking) for _ in range(job.n)]
         open_rows = set(range(job.n))
         try:
             while open_rows:
@@ -267,10 +283,13 @@ class LocalReply:
                     said = text.push(event.id)
                     self.tally.completion_tokens += 1
                     self.tally.cached_tokens = max(self.tally.cached_tokens, event.reused)
-                    if event.logprob is not None:
+                    if event.logprob is not None and job.num_alternatives is not None:
                         logprobs = (_logprob(tokenizer, event),)
                 calls: list[dict[str, Any]] = []
                 is_over = event is None or text.is_finished
+                thought = ""
+                if job.prompt is None:
+                    thought, said = thoughts[index].push(said, is_last=is_over)
                 if reader is not None:
                     said, calls = reader.push(said, is_last=is_over)
                 finish = None
@@ -279,10 +298,11 @@ class LocalReply:
                     finish = self._finish(text, reader)
                     assert self._backend._scheduler is not None
                     self._backend._scheduler.cancel(self._tickets[index])
-                if said or calls or logprobs or finish:
+                if thought or said or calls or logprobs or finish:
                     yield Piece(
-                        index=index, text=said, calls=calls, logprobs=logprobs, finish=finish
-                    )
+                        index=index, text=said, reasoning=thought, calls=calls,
+                        logprobs=logprobs, finish=finish,
+                    )  # fmt: skip
         finally:
             await self.aclose()
 
@@ -302,8 +322,9 @@ def _logprob(tokenizer: Any, token: Token) -> dict[str, Any]:
     """Return one entry of `logprobs.content`."""
 
     def entry(id: int, logprob: float) -> dict[str, Any]:
-        said = tokenizer.decode([id], skip_special_tokens=False)
-        return {"token": said, "logprob": max(logprob, -9999.0), "bytes": list(said.encode())}
+        read = token_bytes(tokenizer, id)
+        said = read.decode(errors="backslashreplace")  # of part of a character: \xf0\x9f
+        return {"token": said, "logprob": max(logprob, -9999.0), "bytes": list(read)}
 
     assert token.logprob is not None
     best = [entry(id, logprob) for id, logprob in token.alternatives]

@@ -1,4 +1,4 @@
-"""Tool calls as text: told to models whose template knows none, and found in what they say.
+"""Tool calls as text, shown to models whose template knows none, and found in what they say.
 
 The format is the one that most open models were taught (Hermes, Qwen): a JSON object with `name`
 and `arguments` between `<tool_call>` and `</tool_call>`.
@@ -10,6 +10,8 @@ from typing import Any
 
 from octavo.serve.wire import new_id
 
+THINK, THOUGHT = "<think>", "</think>"
+"""Between these, models that were taught to think first (Qwen3, DeepSeek-R1) do so."""
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -103,3 +105,39 @@ class CallReader:
             "type": "function",
             "function": {"name": name, "arguments": arguments},
         }
+
+
+class ThoughtReader:
+    """Takes what a model thinks first out of its answer, as the answer grows."""
+
+    def __init__(self, is_thinking: bool) -> None:
+        """Begin; `is_thinking` where the prompt itself ends with the opening tag."""
+        self._held, self._is_thinking, self._may_begin = "", is_thinking, not is_thinking
+        self._is_after = False
+
+    def push(self, piece: str, *, is_last: bool = False) -> tuple[str, str]:
+        """Add a piece; return what is certainly thought, and what is certainly said."""
+        self._held += piece
+        if self._may_begin:
+            begun = self._held.lstrip()
+            if begun.startswith(THINK):
+                self._held, self._is_thinking = begun.removeprefix(THINK), True
+            elif THINK.startswith(begun) and not is_last:
+                return "", ""
+            self._may_begin = False
+        thought = ""
+        if self._is_thinking:
+            thought, found, after = self._held.partition(THOUGHT)
+            if found:
+                self._is_thinking, self._is_after, self._held = False, True, after
+        if not self._is_thinking:
+            said, self._held = self._held.lstrip() if self._is_after else self._held, ""
+            self._is_after = self._is_after and not said
+            return thought, said
+        kept = 0 if is_last else max(n for n in range(len(THOUGHT)) if self._ends_with(n))
+        certain = len(self._held) - kept
+        thought, self._held = self._held[:certain], self._held[certain:]
+        return thought, ""
+
+    def _ends_with(self, number: int) -> bool:
+        return number == 0 or self._held.endswith(THOUGHT[:number])

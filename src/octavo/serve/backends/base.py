@@ -27,6 +27,8 @@ class AnswerJob:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     tools: Sequence[Mapping[str, Any]] = ()
+    is_agents: bool = False
+    """Whether an agent reads the documents and answers, in place of the model alone."""
     num_alternatives: int | None = None
     """Whether logprobs are asked for, and with how many alternatives."""
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -39,6 +41,10 @@ class Piece:
 
     index: int
     text: str = ""
+    reasoning: str = ""
+    """What was thought, or done, on the way to the answer."""
+    citations: Sequence[Mapping[str, Any]] = ()
+    """The passages that the answer rests on."""
     calls: Sequence[Mapping[str, Any]] = ()
     """Tool calls, or parts of some, as chat chunks hold them."""
     logprobs: Sequence[Mapping[str, Any]] = ()

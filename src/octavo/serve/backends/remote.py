@@ -13,7 +13,7 @@ import httpx
 
 from octavo.errors import ConfigError
 from octavo.model import Model
-from octavo.serve.backends import AnswerJob, Piece, TokenTally
+from octavo.serve.backends.base import AnswerJob, Piece, TokenTally
 from octavo.serve.limits import Limits
 from octavo.serve.wire import RequestError
 
@@ -156,6 +156,7 @@ def _piece(choice: Mapping[str, Any]) -> Piece:
     return Piece(
         index=choice.get("index") or 0,
         text=delta.get("content") or choice.get("text") or "",
+        reasoning=delta.get("reasoning") or delta.get("reasoning_content") or "",
         calls=delta.get("tool_calls") or (),
         logprobs=(choice.get("logprobs") or {}).get("content") or (),
         finish=choice.get("finish_reason"),
