@@ -81,8 +81,8 @@ BUDGETS = {
     "fallback": 90,
     "expand": 140,
     # 640 are the self-check of any decoder, 600 templates that know who wrote what, 90 the blocks
-    # of a step folded at once, 300 how what a conversation read is kept, 60 one table for both halves
-    # and the bytes of a token.
+    # of a step folded at once, 300 how what a conversation read is kept, 60 one table for both
+    # halves and the bytes of a token.
     "core": 7960,
     # 550 are everyday documents made up, 230 bring rows from other processes: a GPU waits for them.
     "data + train": 5800,

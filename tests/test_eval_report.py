@@ -21,6 +21,7 @@ from octavo.errors import EvaluationError, MissingExtraError
 from octavo_evals.cli.report import report as report_verb
 from octavo_evals.methods import METHODS
 from octavo_evals.report import PAPER, read, summarise, write
+from octavo_evals.report.numbers import compare_models
 
 OLD = Path(__file__).parents[1] / "benchmarks" / "evaluation_2core_202611"
 EVIL = "\x1b[31m<script>alert(1)</script>\u202e$\\frac{|`*"
@@ -427,6 +428,26 @@ def test_a_report_of_several_models_keeps_their_pictures_apart(tmp_path: Path) -
     write([place], tmp_path / "out")
     assert (tmp_path / "out" / "smol-ratio.png").is_file()
     assert (tmp_path / "out" / "owner-other-ratio.png").is_file()
+
+
+def test_models_that_answered_the_same_items_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    for name, scores in (("old", [0, 0, 0, 0, 0, 0, 1, 0]), ("new", [1, 1, 1, 1, 1, 1, 0])):
+        rows = rows_of("octavo", scores, 4, model="smol", fingerprint=name * 5)
+        save(tmp_path / name, rows)
+    old, new = sorted(
+        summarise(read([tmp_path / "old", tmp_path / "new"]).rows),
+        key=lambda one: one.fingerprint, reverse=True,
+    )  # fmt: skip
+    (found,) = compare_models(new, old).itertuples(index=False)
+    assert (found.label, found.different) == ("octavo@4", 7)
+    assert found.value == pytest.approx(500 / 7)  # the eighth item has no partner
+    assert found.is_clear
+    (back,) = compare_models(old, new).itertuples(index=False)
+    assert (back.value, back.low, back.high) == (-found.value, -found.high, -found.low)
+    write([tmp_path / "old", tmp_path / "new"], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "### This model minus smol (oldoldol)" in page
+    assert "**+71.4**" in page
 
 
 def test_rows_without_times_or_rivals_make_a_report(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from octavo.errors import EvaluationError, MissingExtraError
 from octavo.files import write_text
-from octavo_evals.report.numbers import Findings, summarise
+from octavo_evals.report.numbers import Findings, compare_models, summarise
 from octavo_evals.report.plots import draw
 from octavo_evals.report.read import Evaluation, read
 from octavo_evals.report.tables import Cell, make_tables
@@ -49,16 +49,22 @@ def write(folders: Sequence[Path], output: Path) -> list[str]:
     output.mkdir(parents=True, exist_ok=True)
     counts = Counter(findings.model for findings in models)
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    titles = [
+        one.model + (f" ({one.fingerprint[:8]})" if counts[one.model] > 1 else "") for one in models
+    ]
     sections: list[dict[str, Any]] = []
-    for findings in models:
-        mark = f" ({findings.fingerprint[:8]})" if counts[findings.model] > 1 else ""
-        title = findings.model + mark
+    for findings, title in zip(models, titles, strict=True):
+        others = {
+            other: compare_models(findings, one)
+            for one, other in zip(models, titles, strict=True)
+            if one is not findings
+        }
         sections.append(
             {
                 "title": title,
                 "headlines": make_headlines(findings),
                 "pictures": draw(findings, output, f"{title} " if len(models) > 1 else ""),
-                "tables": make_tables(findings, paper),
+                "tables": make_tables(findings, paper, others),
                 "settings": describe_settings(findings, evaluation),
                 "notes": make_notes(findings, evaluation),
             }

@@ -9,7 +9,7 @@ answered; whatever compares times takes rows of one folder, machine, device and 
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -71,6 +71,26 @@ class Findings:
 def summarise(rows: Any) -> list[Findings]:
     """Return the numbers of each model, sorted by name."""
     return [_findings(part) for _, part in rows.groupby(["model", "fingerprint"])]
+
+
+def compare_models(ours: Findings, other: Findings) -> Any:
+    """Return by how much one model scores above another, method by method, on what both answered.
+
+    A data frame like `differences`, where the label stands once.
+    """
+    import pandas as pd
+
+    found = []
+    boards = {board.title: board for board in other.boards}
+    for board in (board for board in ours.boards if board.title in boards):
+        theirs = boards[board.title].wide
+        for label in board.wide.columns.intersection(theirs.columns, sort=False):
+            wide = pd.concat([board.wide[label], theirs[label]], axis=1, keys=["ours", "other"])
+            units = wide.groupby(level=["task", "context"]).ngroup().to_numpy()
+            joined = replace(board, wide=wide, units=units)
+            if strata := [*_strata(joined, "ours", "other").values()]:
+                found.append({"board": board.title, "label": label, **_difference(strata)})
+    return pd.DataFrame(found)
 
 
 def _findings(rows: Any) -> Findings:

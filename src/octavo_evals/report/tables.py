@@ -45,11 +45,17 @@ class Table:
     """Whether it is shown only when asked for."""
 
 
-def make_tables(findings: Findings, paper: Mapping[str, Any]) -> list[Table]:
-    """Return every table of a model's report, in order."""
-    makers = (_overview, _tasks, _retention, _differences, _costs, _extras)
+def make_tables(
+    findings: Findings, paper: Mapping[str, Any], others: Mapping[str, Any]
+) -> list[Table]:
+    """Return every table of a model's report, in order.
+
+    `others` are how it differs from each other model, by that one's title.
+    """
+    makers = (_tasks, _retention, _differences, _costs, _extras)
     tables = [table for make in makers for table in make(findings)]
-    return [*tables, *_paper(findings, paper)]
+    beside = [t for title, frame in others.items() for t in _models(findings, title, frame)]
+    return [*_overview(findings), *beside, *tables, *_paper(findings, paper)]
 
 
 def percent(row: Any, *, is_signed: bool = False) -> Cell:
@@ -158,17 +164,28 @@ def _retention(findings: Findings) -> Iterator[Table]:
         yield _table(findings, "Retention", note, cells, _titles(findings))
 
 
+_POINTS = (
+    "Points of score on the items both answered, with the 95% interval. Bold: the interval "
+    f"excludes 0 and at least {MIN_DIFFERENT} contexts differ."
+)
+
+
+def _models(findings: Findings, other: str, differences: Any) -> Iterator[Table]:
+    cells = {(row.label, row.board): _signed(row) for row in differences.itertuples(index=False)}
+    if cells:
+        yield _table(findings, f"This model minus {other}", _POINTS, cells, _titles(findings))
+
+
+def _signed(row: Any) -> Cell:
+    tone = ("gain" if row.value > 0 else "loss") if row.is_clear else ""
+    return percent(row, is_signed=True)._replace(tone=tone)
+
+
 def _differences(findings: Findings) -> Iterator[Table]:
-    note = (
-        "Points of score on the items both answered, with the 95% interval. Bold: the interval "
-        f"excludes 0 and at least {MIN_DIFFERENT} contexts differ. “all” is the mean over the "
-        "columns, likelihoods left out."
-    )
+    note = f"{_POINTS} “all” is the mean over the columns, likelihoods left out."
     for ours in sort_labels(row.ours for row in findings.rows("differences")):
-        cells = {}
-        for row in findings.rows("differences", ours=ours):
-            tone = ("gain" if row.value > 0 else "loss") if row.is_clear else ""
-            cells[row.rival, row.board] = percent(row, is_signed=True)._replace(tone=tone)
+        rows = findings.rows("differences", ours=ours)
+        cells = {(row.rival, row.board): _signed(row) for row in rows}
         yield _table(findings, f"{ours} minus its rivals", note, cells, _titles(findings, "all"))
 
 
