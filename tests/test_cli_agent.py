@@ -28,6 +28,20 @@ def test_passages_come_first_and_a_guess_is_not_shown_as_a_fact(run: Run, book: 
     assert "\x1b" not in done.out
 
 
+def test_what_is_in_the_store_is_asked_by_its_name(run: Run, book: Path) -> None:
+    notes = book.parent / "notes"
+    notes.mkdir()
+    (notes / "tide.md").write_text("# Tide\n\nThe tide turns at six.", encoding="utf-8")
+    run("store", "add", book, "--name", "ledger", *MODEL)
+    run("store", "add", book, "--name", "plain", "--index-only")
+    for name in ("ledger", "plain"):
+        done = run("agent", "Who signed for the lamp oil?", name, notes, *MODEL, "--json")
+        found = json.loads(done.out)["citations"]
+        assert found[0]["file"] == name
+        assert "lamp oil" in found[0]["text"]
+    assert "nor is there a file of that name" in run("agent", "Who?", "none", *MODEL).err
+
+
 def test_a_trace_is_written_as_lines_and_as_a_page(run: Run, book: Path) -> None:
     lines, page = book.parent / "run.jsonl", book.parent / "run.html"
     files = ("--trace", lines, "--page", page)
@@ -62,6 +76,5 @@ def test_calibration_is_kept_for_the_model_it_measured(run: Run, book: Path) -> 
 def test_what_cannot_be_asked_is_one_line(run: Run, book: Path) -> None:
     assert "give a question and at least one text" in run("agent", "Who?", *MODEL).error
     assert "unknown policy 'x'" in run("agent", "Who?", book, *MODEL, "--policy", "x").error
-    assert "no file" in run("agent", "Who?", book.parent / "none.txt", *MODEL).error
     (book.parent / "few.jsonl").write_text('{"context": "a"}\n', encoding="utf-8")
     assert "item 1 is not" in run("agent", "--calibrate", book.parent / "few.jsonl", *MODEL).error

@@ -1,12 +1,14 @@
 """`octavo agent`: ask an agent that skims and expands, or calibrate its model."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from octavo.cli.inputs import Misuse, check_single_stdin, echo, read_question, read_text
+from octavo.cli.ask import look_up, open_store
+from octavo.cli.inputs import Misuse, check_single_stdin, echo, read_question
 from octavo.cli.options import (
     SHIPPED,
     AsJson,
@@ -34,7 +36,10 @@ def agent(
     ] = None,
     places: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE|CONTEXT]...", help="Texts, and saved contexts."),
+        typer.Argument(
+            metavar="[FILE|NAME]...",
+            help="Files, folders, patterns, saved contexts, and names or ids in the store.",
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -79,13 +84,13 @@ def agent(
         raise Misuse("give a question and at least one text or context to read")
     check_single_stdin(question, *places)
     asked = read_question(question)
-    texts = {place: None if _is_context(place) else read_text(place) for place in places}
+    found = list(_find(places))
     settings: dict[str, Any] = {
         "policy": policy, "layout": layout, "max_rounds": rounds, "budget": budget, "ratio": ratio
     }  # fmt: skip
     with bars() as report:
         loaded = open_model(choice, report, ratio)
-        answer = _answer(loaded, asked, texts, settings, report)
+        answer = _answer(loaded, asked, found, settings, report)
     if trace is not None or page is not None:
         from octavo.agent.trace import write_jsonl, write_page
 
@@ -94,10 +99,10 @@ def agent(
         if page is not None:
             write_page(page, asked, answer)
     if as_json:
-        named = [{**vars_of(one), "file": places[one.context]} for one in answer.citations]
+        named = [{**vars_of(one), "file": found[one.context].title} for one in answer.citations]
         echo(json.dumps({**answer.to_dict(), "citations": named}))
         return
-    _show(answer, places)
+    _show(answer, [one.title for one in found])
 
 
 def vars_of(value: Any) -> dict[str, Any]:
@@ -105,23 +110,52 @@ def vars_of(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
 
 
-def _is_context(place: str) -> bool:
-    return Path(place).suffix == ".safetensors"
+class _Found(NamedTuple):
+    """Something to read: a text, or a context of some model with its text."""
+
+    title: str
+    text: str | None
+    context: "CompressedContext | Path | None" = None
+
+
+def _find(places: list[str]) -> Iterator[_Found]:
+    """Yield what places name; what the store keeps in parts comes part by part."""
+    from octavo.ingest import DocumentText
+
+    store, _ = open_store()
+    for place in places:
+        if (path := Path(place).expanduser()).suffix == ".safetensors":
+            yield _Found(place, None, path)
+            continue
+        for title, found in look_up(place, store):
+            if isinstance(found, DocumentText):
+                yield _Found(title, found.text)
+            elif store is not None and not found.parts:
+                yield _Found(title, store.text(found.id))
+            elif store is not None:
+                yield from (_Found(title, one.text, one) for one in store.contexts(found.id))
+
+
+def _readable(model: "Model", found: _Found) -> "CompressedContext | str":
+    """Return a context of this model, or else the text."""
+    if isinstance(found.context, Path):
+        return model.load_context(found.context)
+    if found.context is not None and found.text is not None:
+        is_own = found.context.fingerprint == model.fingerprint
+        return found.context if is_own else found.text
+    return found.context or found.text or ""
 
 
 def _answer(
     model: "Model",
     question: str,
-    texts: dict[str, str | None],
+    found: list[_Found],
     settings: dict[str, Any],
     report: Progress,
 ) -> "AgentAnswer":
     from octavo.agent import Agent
 
-    contexts: list[CompressedContext | str] = [
-        model.load_context(Path(place).expanduser()) if text is None else text
-        for place, text in texts.items()
-    ]
+    contexts = [_readable(model, one) for one in found]
     report("answering", 0, 0)
     return Agent(model, contexts, **settings).ask(question)
 

@@ -1,5 +1,6 @@
 """`octavo ask`: the passages that answer a question, then what the model makes of them."""
 
+import functools
 import json
 import os
 import sys
@@ -24,7 +25,8 @@ from octavo.text import visible
 if TYPE_CHECKING:
     from octavo.ask.answer import PassageAnswer
     from octavo.ask.sources import FoundPassage, TextSource
-    from octavo.store import Store
+    from octavo.ingest import DocumentText
+    from octavo.store import Store, StoreEntry
 
 UNSURE = "the model is not sure; the passages above are what the text says"
 UNMEASURED = (
@@ -168,13 +170,7 @@ def _to_dict(
 
 def _sources(places: Sequence[str]) -> "list[TextSource]":
     """Return what the places name, each text once; without places, the whole store."""
-    store, problem = None, None
-    try:
-        from octavo.store import Store
-
-        store = Store()
-    except OctavoError as error:  # files can be asked about without it
-        problem = error
+    store, problem = open_store()
     if not places:
         if store is None:
             raise problem or StoreError("there is no store")
@@ -191,16 +187,38 @@ def _sources(places: Sequence[str]) -> "list[TextSource]":
     return found
 
 
+def open_store() -> "tuple[Store | None, OctavoError | None]":
+    """Return the store, or what is wrong with it: files can be read without it."""
+    from octavo.store import Store
+
+    try:
+        return Store(), None
+    except OctavoError as error:
+        return None, error
+
+
 def _named(place: str, store: "Store | None") -> "Iterator[TextSource]":
-    """Yield the texts of one place: a file, a folder, a pattern, stdin, or an entry."""
+    """Yield the texts of one place."""
+    from octavo.ask.sources import TextSource
+    from octavo.ingest import DocumentText
+
+    for title, found in look_up(place, store):
+        if isinstance(found, DocumentText):
+            yield _of_text(found, title, store)
+        elif store is not None:
+            read = functools.partial(store.text, found.id)
+            yield TextSource(title=title, index=store.index(found.id), read=read)
+
+
+def look_up(place: str, store: "Store | None") -> "Iterator[tuple[str, DocumentText | StoreEntry]]":
+    """Yield what a place names with its title: a file, a folder, a pattern, stdin, or an entry."""
     import glob
 
-    from octavo.ask.sources import TextSource
     from octavo.ingest import find_files, read_document, read_stream
 
     path = Path(place).expanduser()
     if place == "-":
-        yield _of_text(read_stream(sys.stdin.buffer, "stdin"), "stdin", store)
+        yield "stdin", read_stream(sys.stdin.buffer, "stdin")
     elif path.exists() or glob.has_magic(place) or store is None:
         is_many = not path.is_file()
         skipped = 0
@@ -212,7 +230,7 @@ def _named(place: str, store: "Store | None") -> "Iterator[TextSource]":
                     raise
                 skipped += 1
                 continue
-            yield _of_text(document, str(file), store)
+            yield str(file), document
         if skipped:
             echo(f"{place}: {_count(skipped, 'file')} could not be read as text", err=True)
     else:
@@ -220,9 +238,7 @@ def _named(place: str, store: "Store | None") -> "Iterator[TextSource]":
             entry = store.entry(place)
         except StoreError as error:
             raise InputError(f"{error}; nor is there a file of that name") from error
-        yield TextSource(
-            title=entry.title, index=store.index(entry.id), read=lambda: store.text(entry.id)
-        )
+        yield entry.title, entry
 
 
 def _of_text(document: Any, title: str, store: "Store | None") -> "TextSource":
