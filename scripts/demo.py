@@ -23,7 +23,7 @@ LETTER_QUESTIONS = (
 )
 CHAPTER = EXAMPLES / "king-solomons-mines-14.txt"
 CHAPTER_TITLE = "King Solomon's Mines, chapter XIV (H. Rider Haggard, 1885)"
-CHAPTER_QUESTIONS = ("Who commands the Greys?", "How does Twala die?")
+CHAPTER_QUESTIONS = ("Who sat with Twala in front of his hut?", "Whose son did Sir Henry slay?")
 
 
 def main() -> int:
@@ -82,7 +82,7 @@ def find_passages() -> None:
     say(f"\n2. {CHAPTER_TITLE}: {len(passages)} passages, each with its place.")
     for question in CHAPTER_QUESTIONS:
         say(f"\n  > {question}")
-        for hit in index.search(question, 2):
+        for hit in index.search(question, 1):
             words = " ".join(text[hit.passage.start : hit.passage.end].split())
             place = f"line {hit.passage.line}"
             say(textwrap.fill(f"{place}: {words}", 96, initial_indent="    ",
@@ -90,11 +90,12 @@ def find_passages() -> None:
 
 
 def compare(model: octavo.Model, ratio: int) -> None:
-    """Fold the whole chapter, and print what was held and how long it took beside raw text."""
+    """Fold half the chapter, and print what was held and how long it took beside raw text."""
     text = CHAPTER.read_text(encoding="utf-8")
+    text = text[: text.index("\n\n", len(text) // 2)]  # the whole, raw, takes a CPU a minute
     book = model.compress(text, ratio, on_tokens=lambda n, of: progress("compressing", n, of))
     say(
-        f"\n3. The same chapter folded at {ratio}x, {book.source_tokens:,} tokens -> {len(book):,} "
+        f"\n3. The first half of it folded at {ratio}x, {book.source_tokens:,} tokens -> {len(book):,} "
         "latents, beside its raw text: time and memory, with the same decoder."
     )
     if words := model.extension.limits.get(str(ratio)):
