@@ -95,8 +95,8 @@ def compare(model: octavo.Model, ratio: int) -> None:
     text = text[: text.index("\n\n", len(text) // 2)]  # the whole, raw, takes a CPU a minute
     book = model.compress(text, ratio, on_tokens=lambda n, of: progress("compressing", n, of))
     say(
-        f"\n3. The first half of it folded at {ratio}x, {book.source_tokens:,} tokens -> {len(book):,} "
-        "latents, beside its raw text: time and memory, with the same decoder."
+        f"\n3. The first half of it folded at {ratio}x, {book.source_tokens:,} tokens -> "
+        f"{len(book):,} latents, beside its raw text: time and memory, with the same decoder."
     )
     if words := model.extension.limits.get(str(ratio)):
         say(f"   ({model.name} at {ratio}x {words}; the published 4B checkpoints read well there.)")
