@@ -109,6 +109,7 @@ class Upstream(BaseHTTPRequestHandler):
         self._chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         details = {"cached_tokens": 4}
         usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": details}
+        usage |= {"source_tokens": 30, "latents": 7}  # as the plugin's middleware says it
         self._chunk({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 

@@ -596,6 +596,13 @@ def test_a_server_further_on_gets_documents_and_answers_through_us(tmp_path: Pat
             assert sent[-1]["messages"][0]["content"][0] == {
                 "type": "text", "text": LONG, "memory": True,
             }  # fmt: skip
+            part = {"type": "text", "text": LONG, "memory": True, "ratio": 8}
+            body = {"messages": [{"role": "user", "content": [part]}], "ratio": 16}
+            usage = httpx.post(f"{url}/chat/completions", json=body).json()["usage"]
+            assert sent[-1]["messages"][0]["content"][0]["memory"] == {"ratio": 8}
+            assert sent[-1]["chat_template_kwargs"] == {"ratio": 16}
+            assert usage["compression"]["source_tokens"] == 30
+            assert usage["compression"]["latents"] == 7
             folded = client.responses.compact(model="far", input=HISTORY)
             again: Any = [folded.output[-1].model_dump(), *ASKED]
             assert client.responses.create(model="far", input=again).output_text == "three crates"

@@ -358,3 +358,86 @@ def test_a_hostile_document_says_nothing_to_the_template(server: Server) -> None
     tokens = shown["token_strs"]
     assert tokens.count("<|memory_end|>") == 1
     assert tokens.count("<|im_start|>") == 3  # the template's system, the user, the assistant
+
+
+# -- octavo serve in front -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from servers import serving
+
+    from octavo.serve.backends.remote import RemoteBackend
+    from octavo.serve.limits import Limits
+
+    backend = RemoteBackend(f"http://127.0.0.1:{server.port}/v1", Limits())
+    with serving(None, tmp_path_factory.mktemp("front"), backend=backend) as url:
+        yield url
+
+
+def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, front: str) -> None:
+    import httpx
+    import openai
+
+    client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
+    text, question = DOCUMENT[:1500], "\n\nWho commands the Greys?"
+    plain = chat(server, parts(text, question, {"ratio": 8}))
+    made = httpx.post(f"{front}/contexts", json={"text": text}).json()
+    for document, more in (
+        ({"type": "context", "context_id": made["id"]}, {"ratio": 8}),
+        ({"type": "text", "text": text, "memory": True, "ratio": 8}, {}),
+    ):
+        turns: Any = [{"role": "user", "content": [document, {"type": "text", "text": question}]}]
+        asked: Any = {"model": "smol", "messages": turns, "max_tokens": 8, "extra_body": more}
+        said: Any = client.chat.completions.create(**asked)
+        assert said.choices[0].message.content == plain.choices[0].message.content
+        assert said.usage.prompt_tokens == plain.usage.prompt_tokens
+        assert said.usage.compression["latents"] == plain.usage.latents
+        assert said.usage.compression["source_tokens"] == plain.usage.source_tokens
+        assert said.usage.prompt_tokens_details.cached_tokens > plain.usage.latents
+        pieces = list(client.chat.completions.create(**asked, stream=True))
+        streamed = "".join(one.choices[0].delta.content or "" for one in pieces if one.choices)
+        assert streamed == said.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="ratio 5"):
+        client.chat.completions.create(**{**asked, "extra_body": {"ratio": 5}})
+
+
+def test_a_conversation_is_compacted_in_front_and_goes_on_behind(
+    server: Server, front: str
+) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
+    history: Any = [
+        {"role": "user", "content": "What does the chapter say?"},
+        {"role": "assistant", "content": DOCUMENT[:2500]},
+    ]
+    folded = client.responses.compact(model="smol", input=history)
+    again: Any = [folded.output[-1].model_dump(), {"role": "user", "content": "And then?"}]
+    done: Any = client.responses.create(model="smol", input=again, max_output_tokens=4)
+    assert done.usage.compression["latents"] > 0
+    assert done.usage.compression["source_tokens"] > 2 * done.usage.input_tokens - 200
+    more = client.responses.create(
+        model="smol", input="Who?", previous_response_id=done.id, max_output_tokens=4
+    )
+    assert more.usage is not None
+    assert more.usage.input_tokens > done.usage.input_tokens
+
+
+def test_a_client_that_leaves_the_front_frees_the_request_behind(
+    server: Server, front: str
+) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
+    stream = client.chat.completions.create(
+        model="smol", messages=[{"role": "user", "content": "Count."}], max_tokens=900, stream=True,
+        extra_body={"temperature": 1.5},
+    )  # fmt: skip
+    next(iter(stream))
+    stream.close()
+    for _ in range(100):
+        if server.metric("num_requests_running") == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it goes on")

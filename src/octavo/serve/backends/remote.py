@@ -83,6 +83,8 @@ class RemoteBackend:
                 sent, characters = _message(message)
                 body["messages"].append(sent)
                 tally.source_tokens += characters // CHARACTERS_A_TOKEN
+        if job.ratio is not None:
+            body["chat_template_kwargs"] = {"ratio": job.ratio}
         if job.num_alternatives is not None and job.prompt is None:
             body |= {"logprobs": True, "top_logprobs": job.num_alternatives}
         body = {name: value for name, value in body.items() if value is not None}
@@ -147,8 +149,12 @@ class RemoteReply:
         self.tally.completion_tokens = (
             usage.get("completion_tokens") or self.tally.completion_tokens
         )
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        self.tally.cached_tokens = cached or self.tally.cached_tokens
+        details = usage.get("prompt_tokens_details") or {}
+        self.tally.cached_tokens = details.get("cached_tokens") or self.tally.cached_tokens
+        # Exact where the plugin's middleware says it (docs/serving.md), else estimated above.
+        self.tally.source_tokens = usage.get("source_tokens") or self.tally.source_tokens
+        latents = (details.get("multimodal_tokens") or {}).get("memory")
+        self.tally.latents = usage.get("latents") or latents or self.tally.latents
 
 
 def _piece(choice: Mapping[str, Any]) -> Piece:
@@ -171,8 +177,8 @@ def _message(message: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         for part in content:
             if part["type"] == "memory":
                 text = part["context"].text if "context" in part else part["text"]
-                ratio = {"ratio": part["ratio"]} if "ratio" in part else {}
-                part = {"type": "text", "text": text, "memory": True, **ratio}
+                memory = {"ratio": part["ratio"]} if "ratio" in part else True
+                part = {"type": "text", "text": text, "memory": memory}
                 characters += len(text)
             parts.append(part)
         sent["content"] = parts
