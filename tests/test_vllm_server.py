@@ -380,12 +380,12 @@ def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, f
     import openai
 
     client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
-    text, question = DOCUMENT[:1500], "\n\nWho commands the Greys?"
-    plain = chat(server, parts(text, question, {"ratio": 8}))
+    text, question = DOCUMENT, "\n\nWho commands the Greys?"
+    plain = chat(server, parts(text, question, {"ratio": 4}))
     made = httpx.post(f"{front}/contexts", json={"text": text}).json()
     for document, more in (
-        ({"type": "context", "context_id": made["id"]}, {"ratio": 8}),
-        ({"type": "text", "text": text, "memory": True, "ratio": 8}, {}),
+        ({"type": "context", "context_id": made["id"]}, {"ratio": 4}),
+        ({"type": "text", "text": text, "memory": True, "ratio": 4}, {}),
     ):
         turns: Any = [{"role": "user", "content": [document, {"type": "text", "text": question}]}]
         asked: Any = {"model": "smol", "messages": turns, "max_tokens": 8, "extra_body": more}
@@ -394,7 +394,7 @@ def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, f
         assert said.usage.prompt_tokens == plain.usage.prompt_tokens
         assert said.usage.compression["latents"] == plain.usage.latents
         assert said.usage.compression["source_tokens"] == plain.usage.source_tokens
-        assert said.usage.prompt_tokens_details.cached_tokens > plain.usage.latents
+        assert said.usage.prompt_tokens_details.cached_tokens >= 128
         pieces = list(client.chat.completions.create(**asked, stream=True))
         streamed = "".join(one.choices[0].delta.content or "" for one in pieces if one.choices)
         assert streamed == said.choices[0].message.content
