@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ import octavo
 from octavo.engine import CHAT, Prompt, Sampling, attention
 from octavo.engine.choose import Chooser
 from octavo.engine.local import LocalEngine
+from octavo.engine.lock import SharedLock
 from octavo.errors import ConfigError, PromptError
 from octavo.nn.cache import as_keyword
 
@@ -249,6 +251,51 @@ def test_many_threads_get_the_answers_of_one(any_model: octavo.Model, each: int)
 
 
 # -- the local engine ----------------------------------------------------------------------------
+
+
+def test_an_answer_goes_on_while_a_long_text_is_compressed(model: octavo.Model) -> None:
+    ids = model.prompts.source(TEXT).ids * 150
+    (alone,) = model.engine.encode([ids], 4)
+    answer = model.generate("Who signed?", max_new_tokens=4).text
+    passes: list[float] = []
+    steps: list[float] = []
+    has_begun = threading.Event()
+
+    def note(_: int) -> None:
+        passes.append(time.monotonic())
+        time.sleep(0.05)  # as long as a pass of a large encoder takes
+        has_begun.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(model.engine.encode, [ids], 4, note)
+        has_begun.wait(30)
+        for _ in model.stream("Who signed?", max_new_tokens=4):
+            steps.append(time.monotonic())
+        assert torch.equal(work.result()[0], alone)
+    assert model.generate("Who signed?", max_new_tokens=4).text == answer
+    assert steps[-1] < passes[-1]
+
+
+def test_whoever_stands_back_lets_those_who_wait_go_first() -> None:
+    lock, order = SharedLock(), []
+
+    def take_turns() -> None:
+        for _ in range(3):
+            with lock:
+                order.append("other")
+                time.sleep(0.002)
+
+    with lock:
+        thread = threading.Thread(target=take_turns)
+        thread.start()
+        while not lock._num_waiting:
+            time.sleep(0.001)
+        lock.stand_back(5.0)
+        order.append("own")
+    thread.join()
+    assert order == ["other", "other", "other", "own"]
+    with lock:
+        lock.stand_back(1e9)  # nobody waits: it does not either
 
 
 def test_scores_equal_those_of_one_plain_pass(model: octavo.Model) -> None:

@@ -7,9 +7,11 @@ cache of the prefix is kept, so the next question about the same contexts reads 
 since the first question was read in the same two steps, its answer is the same with and without
 reuse. Rows of a batch that share a prefix read it once.
 
-Calls from several threads take turns: every pass through the model holds one lock.
+Calls from several threads take turns: every pass through the model holds one lock, which whoever
+compresses a long text lets answers have in between.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -63,9 +65,19 @@ class LocalEngine:
     ) -> list[Tensor]:
         """Return the `latents_KD` of each span, on the CPU."""
         ids = [torch.tensor(span, device=self._device) for span in spans]
+        passed_at = time.monotonic()
+
+        def note(num_tokens: int) -> None:
+            """Report a pass, and let answers that wait go on for as long as it took."""
+            nonlocal passed_at
+            if on_tokens is not None:
+                on_tokens(num_tokens)
+            self._reader.lock.stand_back(time.monotonic() - passed_at)
+            passed_at = time.monotonic()
+
         # Not in inference mode: these are ordinary tensors to whoever holds them.
         with self._reader.lock, torch.no_grad():
-            pooled = self._lclm.encoder(ids, ratio, on_tokens)
+            pooled = self._lclm.encoder(ids, ratio, note)
             return [one.cpu() for one in self._lclm.adapt(pooled, ids, ratio)]
 
     def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Batch:

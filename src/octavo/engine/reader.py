@@ -4,7 +4,6 @@ Shapes: B rows, T positions, S slots, D decoder width, V vocabulary.
 """
 
 import hashlib
-import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from octavo.engine.attention import use_lower_right
 from octavo.engine.base import Prompt
 from octavo.engine.cache import GrowingCache
+from octavo.engine.lock import SharedLock
 from octavo.engine.turns import Turns
 from octavo.nn.cache import as_keyword, bytes_of, has_plain_cache, places
 from octavo.nn.lclm import LCLM
@@ -31,7 +31,7 @@ class PromptReader:
     def __init__(self, lclm: LCLM, device: torch.device, prefill: int) -> None:
         """Read with a model that is on `device`, at most about `prefill` positions at once."""
         self.lclm, self.device, self.prefill = lclm, device, prefill
-        self.lock = threading.RLock()
+        self.lock = SharedLock()
         self.is_plain = has_plain_cache(lclm.decoder) and "batching" not in lclm.config.closed
         """Whether the decoder's cache can be cut back, and laid beside others."""
         if self.is_plain:
