@@ -1,7 +1,7 @@
 """Find the parts of any Hugging Face model, none of which has one name everywhere."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +89,12 @@ def own_rows(encoder: Any, decoder: Any) -> None:
 
 def _plain_tables(encoder: Any, decoder: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield both tables, unless they are one, on no device, or sharded over processes."""
-    tables: tuple[Any, Any] = encoder.get_input_embeddings(), decoder.get_input_embeddings()
-    mine, theirs = (cast(Tensor, getattr(table, "weight", None)) for table in tables)
-    for table in (mine, theirs):
-        if type(table) is not nn.Parameter or type(table.data) is not Tensor or table.is_meta:
+    tables = encoder.get_input_embeddings(), decoder.get_input_embeddings()
+    if not all(isinstance(table, nn.Embedding) for table in tables):
+        return  # peft's, for one, computes a weight each time it is asked for
+    mine, theirs = (table.weight for table in tables)
+    for weight in (mine, theirs):
+        if type(weight) is not nn.Parameter or type(weight.data) is not Tensor or weight.is_meta:
             return
     if mine is not theirs:
         yield mine, theirs
