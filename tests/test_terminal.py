@@ -62,6 +62,12 @@ class Screen:
         return self.process.wait(SECONDS)
 
 
+def _as_a_shell_does() -> None:
+    """Take the terminal, and SIGINT, which those whom a script runs in the background ignore."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def terminal(folder: Path, *line: object) -> Iterator[Screen]:
     """Run a command of octavo with a terminal of its own, in which Ctrl-C is a key."""
@@ -69,7 +75,7 @@ def terminal(folder: Path, *line: object) -> Iterator[Screen]:
     process = subprocess.Popen(
         [sys.executable, "-m", "octavo", *map(str, line)],
         stdin=other, stdout=other, stderr=other, cwd=folder, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_as_a_shell_does,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"},
     )  # fmt: skip
     os.close(other)
