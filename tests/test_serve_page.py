@@ -13,7 +13,7 @@ from servers import serving
 import octavo
 
 pytestmark = pytest.mark.browser
-CHAPTER = Path(__file__).parents[1] / "examples" / "king-solomons-mines-14.txt"
+LETTER = Path(__file__).parents[1] / "examples" / "boiler-letter.txt"
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,11 @@ def test_a_picture_of_the_page(chromium: Any, smol: octavo.Model, tmp_path: Path
         page = chromium.new_page(viewport={"width": 1100, "height": 1150})
         page.goto(url.removesuffix("v1"))
         page.wait_for_selector("#ratio option", state="attached")
-        page.fill("#text", CHAPTER.read_text(encoding="utf-8"))
-        page.select_option("#ratio", "4")
+        page.fill("#text", LETTER.read_text(encoding="utf-8"))
+        page.select_option("#ratio", "2")
         page.click("#fold")
         page.wait_for_selector("#ask:enabled", timeout=120_000)
-        page.fill("#question", "What happens to Twala in the end?")
+        page.fill("#question", "Who will install the boiler?")
         page.click("#ask")
         page.wait_for_selector("#timelatents:has-text('first word')", timeout=120_000)
         page.screenshot(path=os.environ.get("OCTAVO_PICTURE", str(tmp_path / "page.png")))
