@@ -60,7 +60,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for at, document in enumerate(read_documents()[: options.documents]):
         for kind in ("prose", "boilerplate"):
-            whole = f"{filler(kind, 2 * at)}\n\n{document['text'].strip()}\n\n{filler(kind, 2 * at + 1)}"
+            before, after = (filler(kind, 2 * at + side) for side in (0, 1))
+            whole = f"{before}\n\n{document['text'].strip()}\n\n{after}"
             for ratio in options.ratio or [4, 8]:
                 rows += asked(model, document, kind, whole, ratio)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
