@@ -180,8 +180,9 @@ def measure(options: argparse.Namespace, ratio: int, pid: int) -> Iterator[dict[
             continue
         found: dict[str, list[Any]] = {"first": [], "second": []}
         for repeat in range(options.repeats):
-            # From another place each time: nothing of an earlier round is found again.
-            whole, shift = ids * (length // len(ids) + 2), 101 * repeat + 13 * ratio
+            # From another place each time: nothing of an earlier round or length is found again.
+            whole = ids * (length // len(ids) + 2)
+            shift = 101 * repeat + 13 * ratio + length // 64
             text = tokenizer.decode(whole[shift : shift + length])
             for which, question in (("first", "Who tells it?"), ("second", "What is seen?")):
                 before = counters()

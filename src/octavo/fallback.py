@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from octavo.ask.index import PassageIndex, search_all
-from octavo.ask.passages import cut_passages
+from octavo.ask.passages import cut_passages, fill
 from octavo.ask.sources import join_passages
 from octavo.completion import Completion, Fallback
 from octavo.errors import ConfigError
@@ -23,14 +23,12 @@ def find_passages(
     They are in the order of the texts, as they stand there; "" where no word of the question does.
     """
     indexes = [PassageIndex.build(text, cut_passages(text)) for text in texts]
-    chosen: dict[tuple[int, int], str] = {}
-    for which, hit in search_all(indexes, question, budget):
-        piece = texts[which][hit.passage.start : hit.passage.end]
-        budget -= len(prompts.text_ids(piece))
-        if budget < 0:
-            break
-        chosen[which, hit.passage.index] = piece
-    return join_passages(chosen)
+    found = {
+        (which, hit.passage.index): texts[which][hit.passage.start : hit.passage.end]
+        for which, hit in search_all(indexes, question, budget)
+    }
+    sizes = ((key, len(prompts.text_ids(piece))) for key, piece in found.items())
+    return join_passages({key: found[key] for key in fill(sizes, budget)})
 
 
 def read_anew(

@@ -8,7 +8,7 @@ in place of their latents change it, and cost what stands behind them.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import octavo.expand as expand
 from octavo.agent.answer import Action, AgentAnswer, Finish, Round
 from octavo.agent.calls import Call, Said, check_arguments, read_calls
 from octavo.ask.citations import Citation, holds
+from octavo.ask.passages import fill
 from octavo.completion import Completion
 from octavo.confidence import Reading
 from octavo.generate import Options
@@ -132,7 +133,7 @@ class AgentRun:
         """Open what the policy ranks highest."""
         agent, started = self.agent, time.perf_counter()
         ranking = agent.policy.rank(agent.model, agent.document, self.question)
-        opened, _ = self._open(ranking.numbers, is_strict=False)
+        opened, _ = self._open(ranking.numbers)
         self._first = tuple(opened)
         if ranking.numbers or ranking.positions:
             self._record(
@@ -142,22 +143,14 @@ class AgentRun:
                 )
             )  # fmt: skip
 
-    def _open(self, numbers: Any, *, is_strict: bool) -> tuple[list[int], list[int]]:
-        """Open parts in their order while the budget lasts; return them, and those left folded."""
-        opened, refused = [], []
-        for number in numbers:
-            size = self.agent.document.parts[number - 1].num_tokens
-            if number in self.expanded:
-                continue
-            if size > self._room:
-                refused.append(number)
-                if not is_strict:
-                    break
-                continue
-            self._spent += size
-            self.expanded.append(number)
-            opened.append(number)
-        return opened, refused
+    def _open(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Open parts in order while the budget has room; return them, and those left folded."""
+        parts = self.agent.document.parts
+        asked = [number for number in dict.fromkeys(numbers) if number not in self.expanded]
+        opened = list(fill(((one, parts[one - 1].num_tokens) for one in asked), self._room))
+        self._spent += sum(parts[number - 1].num_tokens for number in opened)
+        self.expanded += opened
+        return opened, [number for number in asked if number not in opened]
 
     def _do(self, call: Call) -> str:
         """Carry a call out, and return what the model is told."""
@@ -186,7 +179,7 @@ class AgentRun:
             return f"The call failed: {problem}."
         numbers, problems = expand.read_numbers(call.arguments.get("ids", []), len(document.parts))
         known = [number for number in numbers if number in self.expanded]
-        opened, refused = self._open(numbers, is_strict=True)
+        opened, refused = self._open(numbers)
         told = []
         if opened and self.agent.layout == "in place":
             told.append(f"Now in full in the document: {expand.ranges(opened)}.")

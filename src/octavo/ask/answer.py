@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octavo.ask.passages import num_tokens
+from octavo.ask.passages import fill, num_tokens
 from octavo.ask.sources import FoundPassage, join_passages
 from octavo.confidence import THRESHOLD, read_measured
 from octavo.errors import PromptTooLongError
@@ -53,12 +53,9 @@ def answer_from(
     They are read alone, raw, in the order of their texts, before the question: of the ways tried,
     the one that a small decoder answers best from. At least one passage is read.
     """
-    chosen: dict[tuple[int, int], str] = {}
-    for one in found:
-        budget -= len(model.prompts.text_ids(one.text))
-        if chosen and budget < 0:
-            break
-        chosen[one.source, one.passage.index] = one.text
+    texts = {(one.source, one.passage.index): one.text for one in found}
+    sizes = ((key, len(model.prompts.text_ids(text))) for key, text in texts.items())
+    chosen = {key: texts[key] for key in fill(sizes, budget)} or dict([*texts.items()][:1])
     completion = model.generate(
         question, join_passages(chosen), raw=True, max_new_tokens=MAX_NEW_TOKENS
     )

@@ -6,10 +6,10 @@ Passages tile the text: each begins where the one before ends, so `text[p.start:
 them is the text. They end behind a sentence or a line wherever one ends in time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import regex
 
@@ -18,6 +18,9 @@ from octavo.ask.headings import Heading, find_headings
 Kind = Literal["prose", "markdown", "code"]
 MAX_TOKENS = 64
 """Of a passage. Of 32, 64, 128, 256 and 512, 32 and 64 found the most within a budget of tokens."""
+
+LEAST_ROOM = 8
+"""Tokens that hold no passage worth reading."""
 
 # About what a tokenizer makes of a text: a word of the language is one token, a long one several.
 _TOKENISH = regex.compile(
@@ -43,6 +46,22 @@ _LONGEST_GRAPHEME = 64
 
 # How willingly a passage ends at a place.
 _SPACE, _LINE, _SENTENCE, _PARAGRAPH, _HEADING = range(5)
+
+
+Key = TypeVar("Key")
+
+
+def fill(sizes: Iterable[tuple[Key, int]], budget: int) -> Iterator[Key]:
+    """Yield what fits a budget of tokens, best first: what is too large does not end it.
+
+    `sizes` are keys with their tokens, the best first; they are looked at as long as there is room.
+    """
+    for key, size in sizes:
+        if size <= budget:
+            budget -= size
+            yield key
+        if budget < LEAST_ROOM:
+            return
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
