@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import CHECKPOINT, TEXT, WIRE, Run, Terminal
 
 import octavo
@@ -754,3 +755,24 @@ def test_foreign_text_never_acts_on_a_terminal(
     assert all(r"\x1b]0;owned" in one.out for one in shown[-2:])
     for one in shown:
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\udc00-\udfff]", one.out + one.err)
+
+
+def test_export_writes_a_whole_folder_that_opens_and_replaces_a_checkpoint_alone(
+    run: Run, tmp_path: Path
+) -> None:
+    done = run("export", tmp_path / "whole", "--model", CHECKPOINT, "--dtype", "float32")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{tmp_path / 'whole'}  ")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    assert (config["architectures"], config["dtype"]) == (["LCLM"], "float32")
+    own, again = (octavo.load(one, device="cpu") for one in (CHECKPOINT, tmp_path / "whole"))
+    assert torch.equal(own.compress(TEXT).latents, again.compress(TEXT).latents)
+    assert run("export", tmp_path / "whole", "--model", CHECKPOINT).code == 0
+    config = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "bfloat16"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    assert "it holds no checkpoint" in run("export", tmp_path / "mine", "--model", CHECKPOINT).error
+    assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+    for wrong in (tmp_path / "mine" / "thesis.txt", tmp_path / "mine" / "thesis.txt" / "x"):
+        assert run("export", wrong, "--model", CHECKPOINT).error

@@ -31,6 +31,7 @@ VERBS = {
     "mcp": "octavo.cli.serving:mcp",
     "info": "octavo.cli.models:info",
     "pull": "octavo.cli.models:pull",
+    "export": "octavo.cli.models:export",
     "data": "octavo.cli.data:data",
     "train": "octavo.cli.training:train",
     "search": "octavo.cli.search:search",

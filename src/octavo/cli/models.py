@@ -1,13 +1,25 @@
-"""`octavo info` and `octavo pull`: what is here, and fetching what is not."""
+"""`octavo info`, `pull` and `export`: what is here, fetching what is not, and handing it on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from octavo.cli.inputs import check_name, echo, format_bytes
-from octavo.cli.options import AsJson, Base, Revision, bars, check_revision, hush_bars
+from octavo.cli.options import (
+    SHIPPED,
+    AsJson,
+    Base,
+    ModelChoice,
+    Revision,
+    bars,
+    check_revision,
+    chooses_model,
+    hush_bars,
+    open_model,
+)
 from octavo.config import Extension, ModelConfig, read_json
 from octavo.errors import CheckpointError
 from octavo.progress import Progress
@@ -73,6 +85,26 @@ def pull(
             lines.append(f"base {name} {'was already at' if was_here else 'is now at'} {place}")
     for line in lines:
         echo(line)
+
+
+@chooses_model
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it goes.")],
+    choice: ModelChoice = SHIPPED,
+) -> None:
+    """Write a model whole, in one folder, as `vllm serve FOLDER` and others open it.
+
+    Low-rank factors are merged into what they stand on. Written in bfloat16 unless --dtype says
+    otherwise; a checkpoint that lies there is replaced, anything else is left alone.
+    """
+    place = folder.expanduser()
+    with bars() as report:
+        chosen = replace(choice, dtype=choice.dtype or "bfloat16", device=choice.device or "cpu")
+        model = open_model(chosen, report)
+        report("writing", 0, 0)
+        model.save(place)
+    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    echo(f"{place}  {model.name}, {chosen.dtype}, {format_bytes(size)}")
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
