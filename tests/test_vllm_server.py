@@ -398,6 +398,11 @@ def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, f
         pieces = list(client.chat.completions.create(**asked, stream=True))
         streamed = "".join(one.choices[0].delta.content or "" for one in pieces if one.choices)
         assert streamed == said.choices[0].message.content
+    kept = client.files.create(file=("chapter.txt", text.encode()), purpose="user_data")
+    part: Any = {"type": "file", "file": {"file_id": kept.id}, "ratio": 4}
+    turns = [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
+    said = client.chat.completions.create(model="smol", messages=turns, max_tokens=8)
+    assert said.choices[0].message.content == plain.choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="ratio 5"):
         client.chat.completions.create(**{**asked, "extra_body": {"ratio": 5}})
 
