@@ -1,8 +1,8 @@
 """Measure what a model is better at: which policy, which layout, and what its confidence is worth.
 
-Every item is answered by each policy and layout, and from its raw text where that fits. The pair
-that answers most is kept (of equals the cheaper, which stands first), with a curve of confidence
-for each thing that answers were read from.
+Every item is answered by each policy and layout, from latents at every ratio, and from its raw text
+where that fits. The pair that answers most is kept (of equals the cheaper, which stands first), with
+a curve of confidence for each thing that answers were read from.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import Any
 
 from octavo.agent.agent import Agent
 from octavo.confidence import MIN_ITEMS, Measured, Reading, fit
-from octavo.errors import InputError, PromptTooLongError
+from octavo.errors import ContextError, InputError, PromptTooLongError
 from octavo.expand import LAYOUTS, Layout
 from octavo.model import Model
 from octavo.progress import Progress, ignore
@@ -111,16 +111,20 @@ def calibrate(
             answer = run.answer()
             is_right = item.is_right(answer.text)
             right[f"{policy}, {layout}"].append(is_right)
-            # What was read beside latents is no passage alone: it has no curve.
-            if run.logprob is not None and (layout == "alone" or answer.reading == "latents"):
-                seen[answer.reading].append((run.logprob, is_right))
-        for raw in (False, True):
+            # What was read beside latents is no passage alone, and what an agent says of latents,
+            # with all that it is offered, says little of plain questions: neither has a curve.
+            if run.logprob is not None and answer.reading == "passages" and layout == "alone":
+                seen["passages"].append((run.logprob, is_right))
+        for ratio in (*model.ratios, None):
             try:
-                said = model.generate(item.question, context, raw=raw, max_new_tokens=NEW_TOKENS)
-            except PromptTooLongError:
+                folded = item.context if ratio is None else model.compress(item.context, ratio)
+                said = model.generate(
+                    item.question, folded, raw=ratio is None, max_new_tokens=NEW_TOKENS
+                )
+            except (ContextError, PromptTooLongError):
                 continue
             if said.logprob is not None:
-                which: Reading = "raw" if raw else "latents"
+                which: Reading = "raw" if ratio is None else "latents"
                 seen[which].append((said.logprob, item.is_right(said.text)))
     progress("calibrating", len(items), len(items))
     accuracy = {pair: sum(found) / len(found) for pair, found in right.items()}
