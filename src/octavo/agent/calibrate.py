@@ -1,8 +1,8 @@
 """Measure what a model is better at: which policy, which layout, and what its confidence is worth.
 
-Every item is answered by each policy and layout, from latents at every ratio, and from its raw text
-where that fits. The pair that answers most is kept (of equals the cheaper, which stands first), with
-a curve of confidence for each thing that answers were read from.
+Every item is answered by each policy and layout, from latents at every ratio, and from its raw
+text where that fits. The pair that answers most is kept (of equals the cheaper, which stands
+first), with a curve of confidence for each thing that answers were read from.
 """
 
 import random
