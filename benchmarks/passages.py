@@ -1,19 +1,25 @@
 """How often the passages found hold the answer: a book's chapter, and octavo's own source tree.
 
-    python benchmarks/passages.py OUT.jsonl
+    python benchmarks/passages.py OUT.jsonl [--answers]
 
 Rows, one a question: `rank`, the first passage (of the chapter) or the first different file (of the
 tree) that holds the answer, 0 for none among ten; `tokens`, about how many were shown up to three
-passages. The questions were written by reading the text, before anything was ranked.
+passages. The questions were written by reading the text, before anything was ranked. With
+`--answers`, the shipped model answers those of the chapter as `octavo ask` does and from the whole
+raw text: `asked` and `raw` say what, whether a short form of the answer stands in it (`SHORT`), the
+positions it read and the seconds that took (raw reads the chapter once).
 """
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import octavo
+from octavo.ask.answer import answer_from
 from octavo.ask.index import PassageIndex
-from octavo.ask.passages import cut_passages, num_tokens
+from octavo.ask.passages import BUDGET, cut_passages, num_tokens
 from octavo.ask.sources import TextSource, find_passages
 from octavo.ingest import find_files, read_document
 
@@ -35,6 +41,15 @@ OF_CHAPTER = {
     "What did Good still wear in his eye?": "eyeglass",
     "How long had Infadoos lived among warriors?": "a long life among warriors",
     "What was the second attacking regiment distinguished by?": "white plumes",
+}
+SHORT = {
+    "What did Infadoos promise to those who survived?": "cattle",
+    "Where was Good wounded?": "leg",
+    "Which regiment supported the Greys?": "Buffaloes",
+    "What saved Good from the spear?": "armour",
+    "Whose son did Sir Henry slay?": "Twala",
+    "How long had Infadoos lived among warriors?": "long life",
+    "What was the second attacking regiment distinguished by?": "plumes",
 }
 OF_TREE = {
     "How are temporary files of killed processes removed?": "octavo/files.py",
@@ -62,11 +77,33 @@ def source_of(path: Path) -> TextSource:
     return TextSource(title=path.as_posix(), index=index, read=lambda: text)
 
 
+def answers_of(model: octavo.Model, question: str, chapter: TextSource) -> dict[str, Any]:
+    """Return what the model says from passages, and from the whole raw text."""
+    wanted = SHORT.get(question, OF_CHAPTER[question]).casefold()
+    found = find_passages(question, [chapter], BUDGET // 16)
+    said = {}
+    for way in ("asked", "raw"):
+        started = time.perf_counter()
+        if way == "asked":
+            done = answer_from(model, question, found).completion
+        else:
+            done = model.generate(question, chapter.read(), raw=True, max_new_tokens=32)
+        said[way] = {
+            "text": done.text,
+            "is_right": wanted in done.text.casefold(),
+            "positions": done.usage.prompt_tokens,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+    return said
+
+
 def main() -> None:
     """Ask all questions, and print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--answers", action="store_true")
     asked = parser.parse_args()
+    model = octavo.load(device="cpu", dtype="float32") if asked.answers else None
     rows: list[dict[str, Any]] = []
     chapter = [source_of(CHAPTER)]
     for question, answer in OF_CHAPTER.items():
@@ -74,7 +111,8 @@ def main() -> None:
         texts = [" ".join(one.text.split()) for one in found]
         rank = next((at for at, text in enumerate(texts, 1) if answer in text), 0)
         tokens = sum(map(num_tokens, texts[:3]))
-        rows.append({"of": "chapter", "question": question, "rank": rank, "tokens": tokens})
+        row = {"of": "chapter", "question": question, "rank": rank, "tokens": tokens}
+        rows.append(row | (answers_of(model, question, chapter[0]) if model else {}))
     tree = [source_of(path) for path in find_files([ROOT / "src"])]
     for question, place in OF_TREE.items():
         found = find_passages(question, tree, 50)
@@ -87,6 +125,11 @@ def main() -> None:
         ranks = [row["rank"] for row in rows if row["of"] == of]
         tokens = sum(row["tokens"] for row in rows if row["of"] == of) / len(ranks)
         counts = {k: sum(0 < rank <= k for rank in ranks) for k in (1, 3, 10)}
+        for way in ("asked", "raw") if asked.answers and of == "chapter" else ():
+            own = [row[way] for row in rows if row["of"] == of]
+            right = sum(one["is_right"] for one in own)
+            read = sum(one["positions"] for one in own) / len(own)
+            print(f"{of}, {way}: {right} of {len(own)} right, {read:,.0f} positions a prompt")
         print(
             of, f"{len(ranks)} questions, about {tokens:.0f} tokens;", "held by the first", counts
         )

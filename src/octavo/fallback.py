@@ -4,15 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from octavo.ask.index import PassageIndex, search_all
-from octavo.ask.passages import cut_passages, fill
+from octavo.ask.passages import BUDGET, cut_passages, fill
 from octavo.ask.sources import join_passages
 from octavo.completion import Completion, Fallback
 from octavo.errors import ConfigError
 from octavo.prompt import PromptEncoder
 
 FALLBACKS: tuple[Fallback, ...] = ("passages", "raw")
-BUDGET = 256
-"""Tokens of passages: about four, which hold the answer of nine natural questions in ten."""
 
 
 def find_passages(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octavo.ask.passages import fill, num_tokens
+from octavo.ask.passages import BUDGET, fill, num_tokens
 from octavo.ask.sources import FoundPassage, join_passages
 from octavo.confidence import THRESHOLD, read_measured
 from octavo.errors import PromptTooLongError
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from octavo.completion import Completion
     from octavo.model import Model
 
-BUDGET = 256
-"""Tokens of passages that are read: about four, which hold the answer of nine questions in ten."""
 MAX_NEW_TOKENS = 64
 
 
