@@ -69,6 +69,8 @@ def test_calibration_is_kept_for_the_model_it_measured(run: Run, book: Path) -> 
     assert found["accuracy"]["retrieval, alone"] == 0.0
     measured = read_measured(Path(found["path"]).stem)
     assert measured.curves["passages"].num_items >= 8
+    # Plain questions alone, one a ratio: not what an agent says of latents.
+    assert measured.curves["latents"].num_items == measured.curves["raw"].num_items == 8
     assert (measured.policy, measured.layout) == (found["policy"], found["layout"])
     assert "8 items: items.jsonl" in measured.about
 

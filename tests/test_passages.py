@@ -6,7 +6,14 @@ import unicodedata
 import pytest
 import regex
 
-from octavo.ask.passages import Kind, Passage, cut_passages, num_tokens
+from octavo.ask.passages import (
+    LEAST_ROOM,
+    Kind,
+    Passage,
+    cut_passages,
+    fill,
+    num_tokens,
+)
 from octavo.ask.terms import find_marks, terms_of, terms_of_question
 
 KINDS: tuple[Kind, ...] = ("prose", "markdown", "code")
@@ -144,3 +151,20 @@ def test_words_of_a_question_are_marked_where_they_stand() -> None:
     text = "Nobody had signed; the signs of 東京都庁 are naïve ﬁsh."
     marked = [text[a:b] for a, b in find_marks(text, "who signs 東京都 naïve fish")]
     assert marked == ["signed", "signs", "東京都", "naïve", "ﬁsh"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_budget_is_filled_with_whatever_still_fits_the_best_first(seed: int) -> None:
+    rng = random.Random(seed)
+    sizes = dict(enumerate(rng.choices(range(5, 80), k=40)))
+    budget = rng.randint(0, 400)
+    kept: list[int] = []
+    for key, size in sizes.items():  # the slow twin looks at all, however little room is left
+        if sum(sizes[one] for one in kept) + size <= budget:
+            kept.append(key)
+    found = list(fill(sizes.items(), budget))
+    assert kept[: len(found)] == found
+    if found != kept:
+        assert budget - sum(sizes[one] for one in found) < LEAST_ROOM
+    large = [("too large", 401), ("fits", 400)]
+    assert list(fill(large, 400)) == ["fits"]
