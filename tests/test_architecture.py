@@ -70,7 +70,7 @@ ARROWS: dict[str, set[str]] = {
 BUDGETS = {
     # Chats, contexts, files, responses; keys and limits; two backends; a queue; 220 are the agent
     # as a model, and thoughts apart from answers.
-    "serve": 3660,
+    "serve": 3670,
     "ask": 900,
     "ingest": 450,
     "store": 1250,

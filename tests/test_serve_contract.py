@@ -8,6 +8,7 @@ import base64
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -492,6 +493,40 @@ def test_the_agent_answers_as_a_model_and_cites_its_passages(saying: Any) -> Non
     assert text_of(streamed) == "Mara Oduya"
     cited = [c["choices"][0]["delta"].get("citations") for c in streamed]
     assert [one for one in cited if one] == [message["citations"]]
+
+
+def test_an_agent_whose_client_leaves_stops_with_its_round(
+    fake_model: octavo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, goes_on = threading.Event(), threading.Event()
+    start = fake_model.engine.start
+    asked: list[int] = []
+
+    def slow(prompts: Any, sampling: Any) -> Any:
+        asked.append(len(prompts))
+        has_begun.set()
+        goes_on.wait(30)
+        return start(prompts, sampling)
+
+    monkeypatch.setattr(fake_model.engine, "start", slow)
+    document = {"type": "text", "text": TEXT * 8, "memory": True}
+    turns = [{"role": "user", "content": [document, {"type": "text", "text": "Who signed?"}]}]
+    with serving(fake_model, tmp_path) as url:
+        body = {"model": "octavo-agent", "messages": turns, "stream": True}
+        with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as answer:
+            pieces = answer.iter_raw()  # let go of, it would hang up
+            next(pieces)
+            assert has_begun.wait(30)
+        metrics = url.removesuffix("v1") + "metrics"
+        for _ in range(200):
+            if "octavo_jobs 0.0" in httpx.get(metrics).text:
+                break
+            time.sleep(0.02)
+        else:
+            raise AssertionError("its work goes on")
+        goes_on.set()
+        assert post(url, max_tokens=2).status_code == 200
+    assert len(asked) == 2  # the agent's one round, and the chat after it
 
 
 def test_the_agent_says_what_it_needs(url: str) -> None:

@@ -35,13 +35,18 @@ class AgentReply:
         """Yield every round as it ends, then the answer with its passages."""
         loop, rounds = asyncio.get_running_loop(), asyncio.Queue[Round | None]()
 
-        def note(one: Round | None) -> None:
+        def note(one: Round) -> None:
             loop.call_soon_threadsafe(rounds.put_nowait, one)
             if self._is_gone.is_set():
                 raise RequestError("the client left", status=499)
 
+        def end(work: asyncio.Future[AgentAnswer]) -> None:
+            if not work.cancelled():
+                work.exception()  # looked at here: nobody waits for it where the client left
+            rounds.put_nowait(None)
+
         self._work = asyncio.ensure_future(asyncio.to_thread(self._ask, note))
-        self._work.add_done_callback(lambda _: rounds.put_nowait(None))
+        self._work.add_done_callback(end)
         try:
             while (one := await rounds.get()) is not None:
                 self.tally.prompt_tokens += one.prompt_tokens
@@ -62,7 +67,7 @@ class AgentReply:
         on_end, self._on_end = self._on_end, lambda: None
         on_end()
 
-    def _ask(self, note: Callable[[Round | None], None]) -> AgentAnswer:
+    def _ask(self, note: Callable[[Round], None]) -> AgentAnswer:
         contexts = [
             part["context"]
             if "context" in part
