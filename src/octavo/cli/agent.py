@@ -119,7 +119,7 @@ class _Found(NamedTuple):
 
 
 def _find(places: list[str]) -> Iterator[_Found]:
-    """Yield what places name; what the store keeps in parts comes part by part."""
+    """Yield what places name."""
     from octavo.ingest import DocumentText
 
     store, _ = open_store()
@@ -130,10 +130,11 @@ def _find(places: list[str]) -> Iterator[_Found]:
         for title, found in look_up(place, store):
             if isinstance(found, DocumentText):
                 yield _Found(title, found.text)
-            elif store is not None and not found.parts:
+            elif store is not None and found.parts == 1:
+                context = store.context(found.id)
+                yield _Found(title, context.text, context)
+            elif store is not None:  # in parts, places would be counted from their beginnings
                 yield _Found(title, store.text(found.id))
-            elif store is not None:
-                yield from (_Found(title, one.text, one) for one in store.contexts(found.id))
 
 
 def _readable(model: "Model", found: _Found) -> "CompressedContext | str":
