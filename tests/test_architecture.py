@@ -87,7 +87,7 @@ BUDGETS = {
     # 550 are everyday documents made up, 230 bring rows from other processes: a GPU waits for them.
     "data + train": 5800,
     "search": 670,
-    "cli": 2410,
+    "cli": 2420,
     "octavo_evals": 6650,
     "octavo_vllm": 870,
 }

@@ -28,6 +28,19 @@ def test_passages_come_first_and_a_guess_is_not_shown_as_a_fact(run: Run, book: 
     assert "\x1b" not in done.out
 
 
+def test_a_screen_shows_the_best_passages_and_says_how_many_more_were_read(
+    run: Run, book: Path
+) -> None:
+    long = book.parent / "long.txt"
+    long.write_text("\n\n".join(f"Ferry {n} left late." for n in range(400)), encoding="utf-8")
+    budget = ("--budget", 1000)
+    cited = json.loads(run("agent", "Which ferry left late?", long, *MODEL, *budget, "--json").out)
+    shown = run("agent", "Which ferry left late?", long, *MODEL, *budget).out
+    assert len(cited["citations"]) > 5
+    assert shown.count(f"{long}:") == 5
+    assert f"(and {len(cited['citations']) - 5} more that were read" in shown
+
+
 def test_what_is_in_the_store_is_asked_by_its_name(run: Run, book: Path) -> None:
     notes = book.parent / "notes"
     notes.mkdir()

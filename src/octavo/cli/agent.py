@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from octavo.context import CompressedContext
     from octavo.model import Model
 
+SHOWN = 5
+"""Passages that are printed, those that hold the answer first."""
 MADE_UP = 24
 """Items that a model is calibrated on where none are given."""
 
@@ -163,11 +165,13 @@ def _answer(
 
 def _show(answer: "AgentAnswer", places: list[str]) -> None:
     """Print passages with their places, then the answer or that there is none to trust."""
-    for one in answer.citations:
+    for one in answer.citations[:SHOWN]:
         under = f"  {one.heading}" if one.heading else ""
         place = f"{places[one.context]}:{one.line}"
         echo(f"{place}  [{one.start}-{one.end}]{under}")
         echo(f"    {' '.join(one.text.split())}\n")
+    if (rest := len(answer.citations) - SHOWN) > 0:
+        echo(f"(and {rest} more that were read; --json and --page show them all)\n")
     if answer.is_sure:
         echo(f"{answer.text}  ({answer.confidence:.0%} sure)")
     elif answer.finish == "quoted":
