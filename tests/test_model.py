@@ -262,3 +262,22 @@ def test_an_unknown_engine_device_or_dtype_is_refused() -> None:
     for options in ({"engine": "vapour"}, {"device": "abacus"}, {"dtype": "float23"}):
         with pytest.raises(ConfigError):
             octavo.load(CHECKPOINT, **options)  # type: ignore[arg-type]
+
+
+def test_a_memory_part_may_have_a_ratio_of_its_own(smol: octavo.Model) -> None:
+    parts: list[dict[str, Any]] = [
+        {"type": "memory", "text": TEXT, "ratio": 8},
+        *[{"type": "memory", "text": f"{TEXT} Again."}],
+        {"type": "text", "text": "\n\nWho signed?"},
+    ]
+    asked: Any = [{"role": "user", "content": parts}]
+    said = smol.generate(messages=asked, ratio=2, max_new_tokens=2)
+    own = [smol.compress(TEXT, ratio=8), smol.compress(f"{TEXT} Again.", ratio=2)]
+    assert said.usage.latents == sum(map(len, own))
+    same = [{"type": "memory", "context": one} for one in own] + parts[2:]
+    again = smol.generate(messages=[{"role": "user", "content": same}], max_new_tokens=2)
+    assert (said.text, said.usage.latents) == (again.text, again.usage.latents)
+    for wrong in (5, 0, -1, "8", 2.5):
+        parts[0]["ratio"] = wrong
+        with pytest.raises(octavo.RatioError):
+            smol.generate(messages=asked)

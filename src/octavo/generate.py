@@ -19,8 +19,8 @@ from octavo.errors import ConfigError, ContextError, PromptError, PromptTooLongE
 from octavo.prompt import EncodedPrompt, Message, PromptEncoder
 from octavo.text import TextStream
 
-Compress = Callable[[str], CompressedContext]
-"""Turns a text into a context at the ratio that was asked for."""
+Compress = Callable[[str, int | None], CompressedContext]
+"""Turns a text into a context at a ratio of its own, or else at the one that was asked for."""
 
 ContextLike = CompressedContext | str | Sequence[CompressedContext | str] | None
 DEFAULT_NEW_TOKENS = 256
@@ -116,7 +116,7 @@ def turns_of(
 
 
 def compress_memory(turns: Sequence[Mapping[str, Any]], compress: Compress) -> list[dict[str, Any]]:
-    """Return turns whose memory parts all hold contexts: texts among them are compressed."""
+    """Return turns whose memory parts all hold contexts: texts are compressed, at their `ratio`."""
     done = []
     for turn in turns:
         content = turn.get("content")
@@ -124,10 +124,10 @@ def compress_memory(turns: Sequence[Mapping[str, Any]], compress: Compress) -> l
             parts = [dict(p) if isinstance(p, Mapping) else p for p in content]
             for part in parts:
                 if isinstance(part, dict) and part.get("type") == "memory":
-                    given = part.get("context", part.get("text"))
+                    given, own = part.get("context", part.get("text")), part.pop("ratio", None)
                     if isinstance(given, str):
                         part.pop("text", None)
-                        part["context"] = compress(given)
+                        part["context"] = compress(given, own)
             turn = {**turn, "content": parts}
         done.append(dict(turn))
     return done

@@ -332,10 +332,11 @@ class Model:
         started, compress_seconds = time.perf_counter(), 0.0
         engine, ratio = self.engine, generate.served_ratio(self.engine, ratio)
 
-        def compress(text: str) -> CompressedContext:
+        def compress(text: str, own: int | None = None) -> CompressedContext:
             nonlocal compress_seconds
             begun = time.perf_counter()
-            made = self._remembered_or_compressed(text, ratio, on_tokens)
+            chosen = generate.served_ratio(engine, ratio if own is None else own)
+            made = self._remembered_or_compressed(text, chosen, on_tokens)
             compress_seconds += time.perf_counter() - begun
             return made
 
