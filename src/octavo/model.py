@@ -334,8 +334,7 @@ class Model:
 
         def compress(text: str, own: int | None = None) -> CompressedContext:
             nonlocal compress_seconds
-            begun = time.perf_counter()
-            chosen = generate.served_ratio(engine, ratio if own is None else own)
+            begun, chosen = time.perf_counter(), ratio if own is None else own
             made = self._remembered_or_compressed(text, chosen, on_tokens)
             compress_seconds += time.perf_counter() - begun
             return made
