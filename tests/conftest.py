@@ -59,6 +59,20 @@ class Terminal(io.StringIO):
 Run = Callable[..., Result]
 
 
+LONGEST = (
+    "test_runs.py", "test_store.py", "test_train_parallel.py", "test_train_run.py",
+    "test_search.py", "test_serve_hard.py", "test_train_kill.py", "test_eval_kvpress.py",
+)  # fmt: skip
+"""Files that take minutes where slow tests run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: a file is one process's, and none should be left at the end."""
+    items.sort(
+        key=lambda item: LONGEST.index(n) if (n := item.path.name) in LONGEST else len(LONGEST)
+    )
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run one command line in this process."""
