@@ -192,7 +192,7 @@ class TextStream:
         elif is_last:
             self.is_finished = True
         else:
-            limit -= max((_overlap(self._decoded, stop) for stop in self._stops), default=0)
+            limit -= max((overlap(self._decoded, stop) for stop in self._stops), default=0)
         piece = self._decoded[self._shown : limit]
         self._shown = max(self._shown, limit)
         return piece
@@ -228,7 +228,7 @@ def _byte_level() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + at): b for at, b in enumerate(others)}
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of `text` could begin `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

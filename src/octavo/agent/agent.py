@@ -1,11 +1,11 @@
 """`Agent`: skims contexts as latents, opens passages as needed, and answers with their places."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import octavo.expand as expand
-from octavo.agent.answer import AgentAnswer, Round, Tool
+from octavo.agent.answer import AgentAnswer, OnRound, Tool
 from octavo.agent.document import FoldedDocument
 from octavo.agent.policies import find_policy
 from octavo.agent.run import AgentRun
@@ -24,7 +24,6 @@ SKIMMED_TOKENS = 256
 BUDGET_SHARE, LEAST_BUDGET, MOST_BUDGET = 0.10, 256, 1024
 """Tokens of parts in full: a tenth of the document, within bounds."""
 _PROBE = "octavo-probe-7f3a"
-OnRound = Callable[[Round], None]
 
 
 class Agent:

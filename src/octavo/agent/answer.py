@@ -56,6 +56,10 @@ class Round:
         return self.prompt_tokens - self.cached_tokens + self.new_tokens
 
 
+OnRound = Callable[[Round], None]
+"""Called with every round that has ended."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgentAnswer:
     """An answer with its passages and its account."""

@@ -117,9 +117,10 @@ def calibrate(
                 seen["passages"].append((run.logprob, is_right))
         for ratio in (*model.ratios, None):
             try:
-                folded = item.context if ratio is None else model.compress(item.context, ratio)
+                is_known = ratio in (None, context.ratio)
+                read = context if is_known else model.compress(item.context, ratio)
                 said = model.generate(
-                    item.question, folded, raw=ratio is None, max_new_tokens=NEW_TOKENS
+                    item.question, read, raw=ratio is None, max_new_tokens=NEW_TOKENS
                 )
             except (ContextError, PromptTooLongError):
                 continue

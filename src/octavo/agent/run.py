@@ -8,12 +8,12 @@ in place of their latents change it, and cost what stands behind them.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import octavo.expand as expand
-from octavo.agent.answer import Action, AgentAnswer, Finish, Round
+from octavo.agent.answer import Action, AgentAnswer, Finish, OnRound, Round
 from octavo.agent.calls import Call, Said, check_arguments, read_calls
 from octavo.ask.citations import Citation, holds
 from octavo.ask.passages import fill
@@ -43,9 +43,7 @@ class _Exchange:
 class AgentRun:
     """The state of one question."""
 
-    def __init__(
-        self, agent: "Agent", question: str, on_round: Callable[[Round], None] | None = None
-    ) -> None:
+    def __init__(self, agent: "Agent", question: str, on_round: OnRound | None = None) -> None:
         """Begin."""
         self.agent, self.question, self._on_round = agent, question, on_round
         self.expanded: list[int] = []

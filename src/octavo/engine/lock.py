@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 
 _IDLE_SECONDS = 0.01
 """Somebody who has not come back for so long has nothing to do now."""
@@ -24,14 +23,9 @@ class SharedLock:
         finally:
             self._num_waiting -= 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()  # first: a Ctrl-C that comes behind it does no harm
         self._used_at = time.monotonic()
-        self._lock.release()
 
     def stand_back(self, seconds: float) -> None:
         """Let others have it for at most so long, if anybody waits; the caller holds it once.

@@ -29,7 +29,6 @@ class AgentReply:
         self._model, self._job, self._fold, self._on_end = model, job, fold, on_end
         self._contexts, self._question = _documents(job)
         self._is_gone = threading.Event()
-        self._work: asyncio.Future[AgentAnswer] | None = None
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield every round as it ends, then the answer with its passages."""
@@ -45,15 +44,15 @@ class AgentReply:
                 work.exception()  # looked at here: nobody waits for it where the client left
             rounds.put_nowait(None)
 
-        self._work = asyncio.ensure_future(asyncio.to_thread(self._ask, note))
-        self._work.add_done_callback(end)
+        work = asyncio.ensure_future(asyncio.to_thread(self._ask, note))
+        work.add_done_callback(end)
         try:
             while (one := await rounds.get()) is not None:
                 self.tally.prompt_tokens += one.prompt_tokens
                 self.tally.cached_tokens += one.cached_tokens
                 self.tally.completion_tokens += one.new_tokens
-                yield Piece(index=0, reasoning=_told(one))
-            found = await self._work
+                yield Piece(index=0, reasoning=_line_of(one))
+            found = await work
             yield Piece(
                 index=0, text=found.text, citations=[_shown(one) for one in found.citations]
             )
@@ -63,9 +62,9 @@ class AgentReply:
 
     async def aclose(self) -> None:
         """Let the agent end with its round."""
-        self._is_gone.set()
-        on_end, self._on_end = self._on_end, lambda: None
-        on_end()
+        if not self._is_gone.is_set():
+            self._is_gone.set()
+            self._on_end()
 
     def _ask(self, note: Callable[[Round], None]) -> AgentAnswer:
         contexts = [
@@ -104,7 +103,7 @@ def _documents(job: AnswerJob) -> tuple[list[Any], str]:
     return documents, question
 
 
-def _told(one: Round) -> str:
+def _line_of(one: Round) -> str:
     """Return a round in a line."""
     if one.expanded:
         return f"Read passages {ranges(one.expanded)}: {one.expanded_tokens:,} tokens.\n"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.serve.wire import new_id
+from octavo.text import overlap
 
 THINK, THOUGHT = "<think>", "</think>"
 """Between these, models that were taught to think first (Qwen3, DeepSeek-R1) do so."""
@@ -83,8 +84,7 @@ class CallReader:
             text += (OPEN if self._is_inside else "") + self._held
             self._held = ""
         elif not self._is_inside:
-            kept = max(n for n in range(len(OPEN)) if n == 0 or self._held.endswith(OPEN[:n]))
-            certain = len(self._held) - kept
+            certain = len(self._held) - overlap(self._held, OPEN)
             text, self._held = text + self._held[:certain], self._held[certain:]
         return text, calls
 
@@ -134,10 +134,6 @@ class ThoughtReader:
             said, self._held = self._held.lstrip() if self._is_after else self._held, ""
             self._is_after = self._is_after and not said
             return thought, said
-        kept = 0 if is_last else max(n for n in range(len(THOUGHT)) if self._ends_with(n))
-        certain = len(self._held) - kept
+        certain = len(self._held) - (0 if is_last else overlap(self._held, THOUGHT))
         thought, self._held = self._held[:certain], self._held[certain:]
         return thought, ""
-
-    def _ends_with(self, number: int) -> bool:
-        return number == 0 or self._held.endswith(THOUGHT[:number])

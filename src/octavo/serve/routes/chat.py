@@ -47,12 +47,7 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
         raise RequestError(
             "give one prompt, without echo and suffix", param="prompt", code="unsupported_parameter"
         )
-    job = AnswerJob(
-        prompt=prompts[0],
-        is_agents=body.model == AGENT_NAME,
-        num_alternatives=body.logprobs,
-        **_drawing(service, body),
-    )
+    job = AnswerJob(prompt=prompts[0], num_alternatives=body.logprobs, **_drawing(service, body))
 
     form = _Text(service.model_of(body.model))
 
@@ -84,7 +79,6 @@ async def _chat_job(service: Service, owner: str, body: ChatRequest) -> tuple[An
     job = AnswerJob(
         messages=messages,
         tools=checked_tools(body.tools) if choice != "none" else (),
-        is_agents=body.model == AGENT_NAME,
         num_alternatives=(body.top_logprobs or 0) if body.logprobs else None,
         fields={name: value for name, value in named.items() if value is not None},
         **_drawing(service, body),
@@ -107,7 +101,7 @@ def checked_tools(tools: Any) -> list[Any]:
 
 
 def _drawing(service: Service, body: Any) -> dict[str, Any]:
-    """Return what both kinds of request say of how tokens are drawn."""
+    """Return what both kinds of request say of who answers, and of how tokens are drawn."""
     asked = (body.presence_penalty, body.frequency_penalty, body.logit_bias)
     if any(asked) and "penalties" not in service.backend.capabilities:
         raise RequestError(
@@ -117,6 +111,7 @@ def _drawing(service: Service, body: Any) -> dict[str, Any]:
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     limit = getattr(body, "max_completion_tokens", None) or body.max_tokens
     return {
+        "is_agents": body.model == AGENT_NAME,
         "ratio": body.ratio, "n": body.n or 1, "max_new_tokens": limit, "seed": body.seed,
         "temperature": body.temperature or 0.0, "top_p": body.top_p or 1.0,
         "stop": tuple(stop for stop in stops if stop),
