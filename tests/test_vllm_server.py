@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,9 @@ class Server:
 
     port: int
 
+    @cached_property
     def client(self) -> Any:
-        import openai
-
-        return openai.OpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=300
-        )
+        return client_of(f"http://127.0.0.1:{self.port}/v1")
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
         request = urllib.request.Request(
@@ -63,6 +61,12 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as page:
             text = page.read().decode()
         return sum(float(value) for value in re.findall(rf"^vllm:{name}{{.*}} (\S+)$", text, re.M))
+
+
+def client_of(url: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,9 @@ def server(whole_smol: octavo.Model, tmp_path_factory: pytest.TempPathFactory) -
         )
     try:
         _wait(process, port, folder / "log")
-        yield Server(port)
+        served = Server(port)
+        yield served
+        served.client.close()
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -123,7 +129,7 @@ def parts(text: str, question: str, memory: Any = True) -> list[dict[str, Any]]:
 
 
 def chat(server: Server, content: Any, count: int = 8, **options: Any) -> Any:
-    return server.client().chat.completions.create(
+    return server.client.chat.completions.create(
         model="smol",
         messages=[{"role": "user", "content": content}],
         max_tokens=count,
@@ -225,7 +231,7 @@ def test_documents_may_stand_in_any_message(server: Server) -> None:
         {"role": "assistant", "content": "A king."},
         {"role": "user", "content": parts(CHAPTER[400:900], "And now?", {"ratio": 4})},
     ]
-    completion = server.client().chat.completions.create(
+    completion = server.client.chat.completions.create(
         model="smol", messages=messages, max_tokens=4, temperature=0
     )
     assert completion.usage.source_tokens > 150
@@ -314,7 +320,7 @@ def test_completions_take_prompts_as_their_author_wrote_them(server: Server) -> 
         f"<|im_start|>user\n<|memory_start|>{DOCUMENT}<|memory_end|>Who?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    complete = server.client().completions.create
+    complete = server.client.completions.create
     completion = complete(model="smol", prompt=[prompt, "plain"], max_tokens=4, temperature=0)
     assert completion.usage.source_tokens > 600
     for bad, words in (
@@ -331,7 +337,7 @@ def test_responses_and_token_counts_know_documents(server: Server) -> None:
         {"type": "input_text", "text": DOCUMENT, "memory": True},
         {"type": "input_text", "text": "Who?"},
     ]
-    response = server.client().responses.create(
+    response = server.client.responses.create(
         model="smol", input=[{"role": "user", "content": content}], max_output_tokens=4
     )
     assert response.usage.source_tokens > 600
@@ -364,7 +370,8 @@ def test_a_hostile_document_says_nothing_to_the_template(server: Server) -> None
 
 
 @pytest.fixture(scope="module")
-def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of `octavo serve` in front of it."""
     from servers import serving
 
     from octavo.serve.backends.remote import RemoteBackend
@@ -372,57 +379,55 @@ def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     backend = RemoteBackend(f"http://127.0.0.1:{server.port}/v1", Limits())
     with serving(None, tmp_path_factory.mktemp("front"), backend=backend) as url:
-        yield url
+        client = client_of(url)
+        yield client
+        client.close()
 
 
-def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, front: str) -> None:
+def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, front: Any) -> None:
     import httpx
     import openai
 
-    client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
     text, question = DOCUMENT, "\n\nWho commands the Greys?"
     plain = chat(server, parts(text, question, {"ratio": 4}))
-    made = httpx.post(f"{front}/contexts", json={"text": text}).json()
+    made = httpx.post(f"{front.base_url}contexts", json={"text": text}).json()
     for document, more in (
         ({"type": "context", "context_id": made["id"]}, {"ratio": 4}),
         ({"type": "text", "text": text, "memory": True, "ratio": 4}, {}),
     ):
         turns: Any = [{"role": "user", "content": [document, {"type": "text", "text": question}]}]
         asked: Any = {"model": "smol", "messages": turns, "max_tokens": 8, "extra_body": more}
-        said: Any = client.chat.completions.create(**asked)
+        said: Any = front.chat.completions.create(**asked)
         assert said.choices[0].message.content == plain.choices[0].message.content
         assert said.usage.prompt_tokens == plain.usage.prompt_tokens
         assert said.usage.compression["latents"] == plain.usage.latents
         assert said.usage.compression["source_tokens"] == plain.usage.source_tokens
         assert said.usage.prompt_tokens_details.cached_tokens >= 128
-        pieces = list(client.chat.completions.create(**asked, stream=True))
+        pieces = list(front.chat.completions.create(**asked, stream=True))
         streamed = "".join(one.choices[0].delta.content or "" for one in pieces if one.choices)
         assert streamed == said.choices[0].message.content
-    kept = client.files.create(file=("chapter.txt", text.encode()), purpose="user_data")
+    kept = front.files.create(file=("chapter.txt", text.encode()), purpose="user_data")
     part: Any = {"type": "file", "file": {"file_id": kept.id}, "ratio": 4}
     turns = [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
-    said = client.chat.completions.create(model="smol", messages=turns, max_tokens=8)
+    said = front.chat.completions.create(model="smol", messages=turns, max_tokens=8)
     assert said.choices[0].message.content == plain.choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="ratio 5"):
-        client.chat.completions.create(**{**asked, "extra_body": {"ratio": 5}})
+        front.chat.completions.create(**{**asked, "extra_body": {"ratio": 5}})
 
 
 def test_a_conversation_is_compacted_in_front_and_goes_on_behind(
-    server: Server, front: str
+    server: Server, front: Any
 ) -> None:
-    import openai
-
-    client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
     history: Any = [
         {"role": "user", "content": "What does the chapter say?"},
         {"role": "assistant", "content": DOCUMENT[:2500]},
     ]
-    folded = client.responses.compact(model="smol", input=history)
+    folded = front.responses.compact(model="smol", input=history)
     again: Any = [folded.output[-1].model_dump(), {"role": "user", "content": "And then?"}]
-    done: Any = client.responses.create(model="smol", input=again, max_output_tokens=4)
+    done: Any = front.responses.create(model="smol", input=again, max_output_tokens=4)
     assert done.usage.compression["latents"] > 0
     assert done.usage.compression["source_tokens"] > 2 * done.usage.input_tokens - 200
-    more = client.responses.create(
+    more = front.responses.create(
         model="smol", input="Who?", previous_response_id=done.id, max_output_tokens=4
     )
     assert more.usage is not None
@@ -430,12 +435,9 @@ def test_a_conversation_is_compacted_in_front_and_goes_on_behind(
 
 
 def test_a_client_that_leaves_the_front_frees_the_request_behind(
-    server: Server, front: str
+    server: Server, front: Any
 ) -> None:
-    import openai
-
-    client = openai.OpenAI(base_url=front, api_key="none", max_retries=0, timeout=300)
-    stream = client.chat.completions.create(
+    stream = front.chat.completions.create(
         model="smol", messages=[{"role": "user", "content": "Count."}], max_tokens=900, stream=True,
         extra_body={"temperature": 1.5},
     )  # fmt: skip
