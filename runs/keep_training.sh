@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Train the default model a little more, whenever a core is idle: runs/keep_training.sh DATA_FOLDER [STEPS]
+# Train the default model a little more, whenever a core is idle: runs/keep_training.sh DATA_FOLDER [STEPS] [OPTION...]
 # DATA_FOLDER holds the .jsonl.zst files that runs/keep_training.toml names. Goes on from the newest state:
 # an unfinished leg in runs/smol, else the last finished one, else the shipped weights, with STEPS (500) more
 # steps. One niced core and at most 6 GB; it saves every few minutes, so stop it at any moment (Ctrl-C,
-# SIGTERM, even kill -9) and run it again.
+# SIGTERM, even kill -9) and run it again. OPTIONs are those of `octavo train`, as --set measure_every=50.
+# runs/legs.py shows whether the legs join, and their held-out curves in one picture.
 set -euo pipefail
 data="$(cd "${1:?usage: runs/keep_training.sh DATA_FOLDER [STEPS]}" && pwd)"
 steps="${2:-500}"
+options=("${@:3}")
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup"
 
 # A leg is a folder runs/smol/leg-N; it is finished once it has exported.
@@ -32,7 +34,8 @@ pin=(nice -n 10)
 if command -v taskset > /dev/null; then pin+=(taskset -c "$(($(nproc) - 1))"); fi
 train() {
   "${pin[@]}" .venv/bin/octavo train runs/keep_training.toml --resume --set "data.root=$data" \
-    --set "output=$out" --set "seed=$seed" --set "model.start=$start" --set "stages.sft.steps=$steps" &
+    --set "output=$out" --set "seed=$seed" --set "model.start=$start" --set "stages.sft.steps=$steps" \
+    ${options[@]+"${options[@]}"} &
   trainer=$!
 }
 resident_kib() {  # 0 once it has ended

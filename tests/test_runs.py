@@ -59,3 +59,36 @@ def test_all_minutes_of_a_gpu_are_rehearsed_in_parts_that_are_never_done_twice(
     assert (out / "bench.jsonl").read_text(encoding="utf-8").count("\n") >= 2
     rows = (out / "everyday" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(row)["method"] for row in rows} == {"raw", "octavo"}
+
+
+def write_leg(folder: Path, start: str, steps: list[int]) -> None:
+    """Write what is looked at of a leg: what it began with, and its log."""
+    folder.mkdir(parents=True)
+    (folder / "leg").write_text(f"{start} 7 {max(steps)}\n")
+    kinds = ("reconstruction", "needle", "qa")
+    measured = {f"{kind}/4": {"latents": {"loss": [2.0, 1.9, 2.1]}} for kind in kinds}
+    lines = [{"step": step, "loss": 2.0, "seconds": 1.0} for step in steps]
+    lines.append({"step": max(steps), "measured": measured})
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_legs_are_drawn_where_they_join_and_refused_where_they_do_not(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "runs" / "legs.py")]
+    legs, picture = tmp_path / "smol", tmp_path / "legs.png"
+    write_leg(legs / "leg-1", "src/octavo/assets/smol", [1, 2, 3])
+    write_leg(legs / "leg-2", "runs/smol/leg-1/sft/export", [1, 2])
+    subprocess.run([*script, str(legs), str(picture)], check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for name, start, steps in (
+        ("leg-3", "runs/smol/leg-2/sft/export", [1, 2, 2, 3]),  # a step was done twice
+        ("leg-3", "src/octavo/assets/smol", [1, 2]),  # what was learned is lost
+    ):
+        other = tmp_path / start.replace("/", "-")
+        for leg in ("leg-1", "leg-2"):
+            (other / leg).mkdir(parents=True)
+            for file in ("leg", "log.jsonl"):
+                (other / leg / file).write_bytes((legs / leg / file).read_bytes())
+        write_leg(other / name, start, steps)
+        said = subprocess.run([*script, str(other), str(picture)], capture_output=True, text=True)
+        assert said.returncode == 1
+        assert "the legs do not join: leg-3" in said.stderr

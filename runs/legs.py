@@ -1,0 +1,109 @@
+"""Check that the legs of kept training join, and draw their held-out curves in one picture.
+
+A leg joins where its log has every step once, whatever was killed and resumed, and where it began
+from the export of the leg before. Exits with 1, saying where, if one does not.
+
+    python runs/legs.py runs/smol docs/images/legs.png
+"""
+
+import argparse
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from octavo.search.pictures import STYLE
+
+KINDS = {"reconstruction": "copying", "needle": "needles", "qa": "questions"}
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return each leg's start, steps, resumptions and measurements, in order."""
+    legs = []
+    for leg in sorted(folder.glob("leg-*"), key=lambda one: int(one.name.split("-")[1])):
+        lines = [json.loads(line) for line in (leg / "log.jsonl").read_text().splitlines()]
+        start, _, steps = (leg / "leg").read_text().split()
+        legs.append(
+            {
+                "name": leg.name,
+                "start": start,
+                "wanted": int(steps),
+                "steps": [line["step"] for line in lines if "loss" in line],
+                "resumed": [line["step"] for line in lines if line.get("resumed")],
+                "measured": {
+                    line["step"]: line["measured"] for line in lines if "measured" in line
+                },
+                "hours": sum(line["seconds"] for line in lines if "loss" in line) / 3600,
+            }
+        )
+    return legs
+
+
+def breaks(legs: list[dict[str, Any]]) -> list[str]:
+    """Return where the legs do not join."""
+    found = [
+        f"{leg['name']} has steps {leg['steps']}"
+        for leg in legs
+        if leg["steps"] != list(range(1, len(leg["steps"]) + 1))
+    ]
+    for before, leg in pairwise(legs):
+        if f"{before['name']}/" not in leg["start"] or len(before["steps"]) != before["wanted"]:
+            found.append(
+                f"{leg['name']} began from {leg['start']}, not where {before['name']} ended"
+            )
+    return found
+
+
+def draw(legs: list[dict[str, Any]]) -> Figure:
+    """Draw the held-out loss of every kind and ratio over the steps of all legs."""
+    ratios = sorted(
+        {int(at.split("/")[1]) for leg in legs for m in leg["measured"].values() for at in m}
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        for place, (kind, label) in enumerate(KINDS.items(), 1):
+            axes = figure.add_subplot(1, len(KINDS), place)
+            for ratio in ratios:
+                points, before = [], 0
+                for leg in legs:
+                    points += [
+                        (before + step, *measured[f"{kind}/{ratio}"]["latents"]["loss"])
+                        for step, measured in leg["measured"].items()
+                        if f"{kind}/{ratio}" in measured
+                    ]
+                    before += len(leg["steps"])
+                    axes.axvline(before, color="#656d76", linewidth=0.8, linestyle=":")
+                steps, loss, low, high = zip(*points, strict=True)
+                (line,) = axes.plot(steps, loss, marker="o", markersize=3, label=f"{ratio}x")
+                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+            axes.set_title(label)
+            axes.set_xlabel("step")
+        figure.axes[0].set_ylabel("held-out loss")
+        figure.axes[0].legend()
+    return figure
+
+
+def main() -> None:
+    """Say a line about each leg, write the picture, and refuse legs that do not join."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("picture", type=Path)
+    arguments = parser.parse_args()
+    legs = read(arguments.folder)
+    for leg in legs:
+        print(
+            f"{leg['name']}: {len(leg['steps'])} of {leg['wanted']} steps "
+            f"in {leg['hours']:.2f} hours, resumed after {leg['resumed'] or 'none'}, "
+            f"from {leg['start']}"
+        )
+    if found := breaks(legs):
+        sys.exit("the legs do not join: " + "; ".join(found))
+    draw(legs).savefig(arguments.picture, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
