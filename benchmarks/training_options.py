@@ -64,7 +64,6 @@ OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
     "next token + KL to raw": ("next+kl", ()),
     "next token + hidden states of raw": ("next+hidden", ()),
     "constant rate, decay in the last fifth": ("wsd", ()),
-    "half the rate": ("next", (f"stages.sft.lr={RATES.format('5e-4')}",)),
     "batches of 4 rows": ("next", ("batch_rows=4", "micro_batch_rows=4", "stages.sft.steps=240")),
     "batches of 16 rows": ("next", ("batch_rows=16",)),
     "4 rows of 512": ("next", ("batch_rows=4", "micro_batch_rows=4", "data.row_tokens=512")),
@@ -203,15 +202,21 @@ def run(options: argparse.Namespace) -> None:
     root = Path.cwd()
     _, held_out_texts = read_libraries(common, root)
     held_out = cut_held_out(common, held_out_texts, open_prompts(common, root))
+    shared = Path(f"{common.output}-rows-{os.getpid()}")
     for name in options.only or OPTIONS:
         config = load(options.data, name, options.minutes)
         config.output = f"{config.output}-{os.getpid()}"
         shutil.rmtree(config.output, ignore_errors=True)
-        loss = OPTIONS[name][0]
+        loss, settings = OPTIONS[name]
         Distilled.loss = loss
         runs.Stage = Distilled if loss not in ("next", "wsd") else loop.Stage  # type: ignore[misc]
         loop.learning_rate = held_then_decayed if loss == "wsd" else cosine
+        is_usual = not any(one.startswith(("data.", "seed", "stages.decoder")) for one in settings)
+        if is_usual and shared.is_dir():
+            config.data.rows = str(shared)
         export = train(config, root)
+        if is_usual and not shared.is_dir():
+            (Path(config.output) / "rows").rename(shared)
         about = describe(name, config, options.minutes)
         variants = {name: False} | ({f"{name}, stored in int8": True} if "LoRA" in name else {})
         results = []
@@ -223,6 +228,7 @@ def run(options: argparse.Namespace) -> None:
         with options.rows.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in results)
         shutil.rmtree(config.output)
+    shutil.rmtree(shared, ignore_errors=True)
 
 
 def describe(name: str, config: RunConfig, minutes: float) -> dict[str, Any]:
