@@ -50,6 +50,24 @@ def test_links_between_documents_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_scripts_and_documents_that_are_named_anywhere_are_there() -> None:
+    named = re.compile(r"(?<![\w/])(?:docs|runs|scripts|benchmarks)/[\w/-]+\.(?:md|sh|py|toml)")
+    files = [*PAGES, *(ROOT / "benchmarks").glob("*.md")]
+    files += [
+        path for folder in ("src", "benchmarks", "runs") for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    files += [*ROOT.glob("runs/*.sh"), *ROOT.glob("scripts/*")]
+    found = {
+        name: file.name
+        for file in files
+        if file.is_file()
+        for name in named.findall(file.read_text(encoding="utf-8"))
+        if "/synthetic/" not in name  # RULER's own files, which ours follow
+    }
+    assert len(found) > 30
+    assert {name: file for name, file in found.items() if not (ROOT / name).is_file()} == {}
+
+
 def test_the_picture_of_the_rooms_is_the_rule_that_is_tested() -> None:
     draw = runpy.run_path(str(ROOT / "scripts" / "write-architecture"))
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

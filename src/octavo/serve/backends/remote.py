@@ -1,7 +1,7 @@
 """A server further on that answers: `vllm serve` with the plugin, or another of its kind.
 
 Documents go to it as text parts marked `"memory": true`, which it folds and keeps by itself
-(`docs/vllm.md`); what this server adds is contexts by id, policies, responses and compaction.
+(`docs/serving.md`); what this server adds is contexts by id, policies, responses and compaction.
 """
 
 import hashlib
