@@ -252,6 +252,12 @@ def test_a_search_that_is_killed_goes_on_to_the_same_table_and_a_failure_stops_n
     while not (log.is_file() and log.read_text().count('"loss"') >= 3):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGTERM)  # the runs save themselves, and none lives on alone
+    assert killed.wait(120) == 130
+    with _claim(tmp_path / "killed" / "runs" / "mean-s0" / "lock") as free:
+        assert free is not None
+    killed = start("killed")
+    time.sleep(1.0)
     os.kill(killed.pid, signal.SIGKILL)  # the runs live on: they are waited for, not run twice
     killed.wait()
     again = start("killed")

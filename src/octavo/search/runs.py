@@ -9,8 +9,10 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,15 +69,18 @@ def search(
 ) -> dict[str, str]:
     """Train what is not yet trained, and return what failed: the run's name -> its last line.
 
-    `part` (k, n) takes every n-th run from the k-th on, for job arrays over one folder. Ctrl-C asks
-    the runs to save themselves, and the same call goes on. Raises `TrainingError` where a run of
-    the same name has other settings.
+    `part` (k, n) takes every n-th run from the k-th on, for job arrays over one folder. Ctrl-C or
+    SIGTERM asks the runs to save themselves, and the same call goes on. Raises `TrainingError`
+    where a run of the same name has other settings.
     """
     runs = list_runs(grid, folder)[part[0] - 1 :: part[1]]
     for run in runs:
         _keep_settings(run, grid)
     failed: dict[str, str] = {}
     waiting, running = [run for run in runs if not run.is_over], list[tuple[GridRun, Any]]()
+    before = None
+    if threading.current_thread() is threading.main_thread():  # as job schedulers end a job
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             on_change("runs", sum(run.is_over for run in runs), len(runs))
@@ -99,6 +104,8 @@ def search(
         on_change("runs", sum(run.is_over for run in runs), len(runs))
     finally:
         _stop([process for _, process in running])
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return failed
 
 
