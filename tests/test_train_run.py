@@ -24,9 +24,14 @@ from training import (
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from octavo.errors import OctavoError, TrainingError
+from octavo.nn import LCLM
 from octavo.train import parallel
+from octavo.train.run import Run
+from octavo.train.signals import Stop
 from octavo.train.stages import train
+from octavo.weights import assembly
 from octavo.weights.layout import read
+from octavo.weights.selfcheck import check
 
 # -- learning ------------------------------------------------------------------------------------
 
@@ -86,6 +91,28 @@ def test_bf16_autocast_trains_on_a_cpu(tmp_path: Path) -> None:
 
 
 # -- faster, smaller, the same -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_halves_are_checked_once_in_a_run_and_made_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    checked: list[LCLM] = []
+
+    def check_and_close(lclm: LCLM, tokenizers: Any, **options: Any) -> None:
+        check(lclm, tokenizers, **options)
+        lclm.close("beams", "a finding")
+        checked.append(lclm)
+
+    monkeypatch.setattr(assembly, "check", check_and_close)
+    run = Run(
+        recipe(tmp_path, lora__rank=rank), tmp_path, torch.device("cpu"), Stop(), lambda *_: None
+    )
+    first, second = run.assemble().lclm, run.assemble().lclm
+    assert len(checked) == 1
+    assert second.config.closed == first.config.closed == {"beams": "a finding"}
+    own = second.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in first.state_dict().items())
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ class Run:
         self.held_out: dict[str, list[Example]] = {}
         self.texts = ""
         """Identifies the rows."""
+        self._closed: dict[str, str] | None = None
+        """What the self-check of the halves found, which is made once: it takes 15 s on a CPU."""
         self._make_folder()
         self.log = Log(
             self.out / "log.jsonl", tensorboard=config.tensorboard and parallel.is_main()
@@ -138,7 +140,9 @@ class Run:
             section.model_config(),
             extension=section.extension(),
             encoder_layers=section.encoder_layers,
+            closed=self._closed,
         )
+        self._closed = dict(lclm.config.closed)
         if lora.rank:
             add_lora(
                 lclm,

@@ -6,7 +6,7 @@ that the first latents are neither too small nor too large to read.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -109,13 +109,15 @@ def assemble_parts(
     decoder_tokenizer: Any = None,
     dtype: torch.dtype = torch.float32,
     base: Path | None = None,
+    closed: Mapping[str, str] | None = None,
 ) -> tuple[LCLM, Any, Any]:
     """Return a new `(LCLM, decoder tokenizer, encoder tokenizer)` with a fresh adapter.
 
     `encoder` and `decoder` are folders, hub ids, or models; models need their tokenizers given,
     and become part of the LCLM, cast to `dtype`. The memory tokens are added to the decoder's
     tokenizer, and its embedding grows to hold them. Raises `ConfigError` for models that cannot
-    work, after trying them on a few tokens.
+    work, after trying them on a few tokens; `closed` is what that found of the same parts before,
+    and spares it.
     """
     extension = extension or Extension(rotary="exact")
     decoder_model, decoder_tokenizer = _load(decoder, decoder_tokenizer, dtype, base, head=True)
@@ -140,7 +142,11 @@ def assemble_parts(
     )
     lclm.adapter.to(dtype)
     _match_scale(lclm)
-    check(lclm, (decoder_tokenizer, encoder_tokenizer), is_fresh=True)
+    if closed is None:
+        check(lclm, (decoder_tokenizer, encoder_tokenizer), is_fresh=True)
+    else:
+        for door, message in closed.items():
+            lclm.close(door, message)
     return lclm, decoder_tokenizer, encoder_tokenizer
 
 
