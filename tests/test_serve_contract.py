@@ -474,7 +474,7 @@ def test_calls_of_a_server_further_on_are_put_together(tmp_path: Path) -> None:
 
 
 def test_the_agent_answers_as_a_model_and_cites_its_passages(saying: Any) -> None:
-    url = saying("Mara Oduya", "Mara Oduya")
+    url = saying("Mara Oduya", "Mara Oduya", "Mara Oduya")
     filler = "\n\n".join(f"Row {n} of the ledger says that nothing was due." for n in range(150))
     text = f"{filler}\n\nThe lamp oil was signed for by Mara Oduya.\n\n{filler}"
     made = httpx.post(f"{url}/contexts", json={"text": text}).json()
@@ -493,6 +493,7 @@ def test_the_agent_answers_as_a_model_and_cites_its_passages(saying: Any) -> Non
     assert text_of(streamed) == "Mara Oduya"
     cited = [c["choices"][0]["delta"].get("citations") for c in streamed]
     assert [one for one in cited if one] == [message["citations"]]
+    assert post(url, **body, stop=[" Odu"]).json()["choices"][0]["message"]["content"] == "Mara"
 
 
 def test_an_agent_whose_client_leaves_stops_with_its_round(

@@ -53,9 +53,10 @@ class AgentReply:
                 self.tally.completion_tokens += one.new_tokens
                 yield Piece(index=0, reasoning=_line_of(one))
             found = await work
-            yield Piece(
-                index=0, text=found.text, citations=[_shown(one) for one in found.citations]
-            )
+            text = found.text
+            for stop in self._job.stop:
+                text = text.partition(stop)[0]
+            yield Piece(index=0, text=text, citations=[_shown(one) for one in found.citations])
             yield Piece(index=0, finish="stop")
         finally:
             await self.aclose()
