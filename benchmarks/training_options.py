@@ -28,7 +28,7 @@ from octavo.data.sources import read_libraries
 from octavo.machine import describe_machine
 from octavo.nn import LCLM
 from octavo.nn.score import score_hidden
-from octavo.recipe import RunConfig, StageSection
+from octavo.recipe import RunConfig
 from octavo.statistics import estimate
 from octavo.train import loop
 from octavo.train import run as runs
@@ -60,7 +60,7 @@ OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
     "KL to raw": ("kl", ()),
     "next token + KL to raw": ("next+kl", ()),
     "next token + hidden states of raw": ("next+hidden", ()),
-    "constant rate, decay in the last fifth": ("wsd", ()),
+    "constant rate, decay in the last fifth": ("next", ("stages.sft.hold=0.8",)),
     "batches of 2 rows": ("next", TWO_ROWS),
     "batches of 8 rows": ("next", ("batch_rows=8",)),
     "2 rows of 512": ("next", (*TWO_ROWS, "data.row_tokens=512")),
@@ -174,14 +174,6 @@ def likeness(head: nn.Module, student_PD: Tensor, teacher_PD: Tensor) -> Tensor:
     return (kl_P + rest_P * (rest_P.log() - own_rest_P.log())).sum()
 
 
-def held_then_decayed(step: int, stage: StageSection, peak: float, seconds: float = 0) -> float:
-    """Return a rate that stays at its peak and falls straight to the floor in the last fifth."""
-    if step < stage.warmup_steps:
-        return peak * (step + 1) / stage.warmup_steps
-    progress = seconds / (stage.seconds or 1)
-    return peak * max(stage.min_lr_ratio, 1 - max(0.0, progress - 0.8) / 0.2)
-
-
 def load(data: Path, name: str, minutes: float) -> RunConfig:
     settings = OPTIONS[name][1]
     halves = sum(one.startswith("stages.decoder.steps") for one in settings) + 1
@@ -205,8 +197,7 @@ def run(options: argparse.Namespace) -> None:
         shutil.rmtree(config.output, ignore_errors=True)
         loss, settings = OPTIONS[name]
         Distilled.loss = loss
-        runs.Stage = Distilled if loss not in ("next", "wsd") else loop.Stage  # type: ignore[misc]
-        loop.learning_rate = held_then_decayed if loss == "wsd" else cosine
+        runs.Stage = Distilled if loss != "next" else loop.Stage  # type: ignore[misc]
         is_usual = not any(one.startswith(("data.", "seed", "stages.decoder")) for one in settings)
         if is_usual and shared.is_dir():
             config.data.rows = str(shared)
@@ -241,9 +232,6 @@ def describe(name: str, config: RunConfig, minutes: float) -> dict[str, Any]:
         "precision": json.loads((out / "config.json").read_text())["recipe"]["precision"],
         "machine": describe_machine(),
     }
-
-
-cosine = loop.learning_rate
 
 
 @torch.no_grad()

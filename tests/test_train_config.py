@@ -104,6 +104,7 @@ def test_an_override_wins_over_the_file_and_is_typed(tmp_path: Path) -> None:
         ("stages.adapter.lr.adapter=-1", "expected at least 0"),
         ("stages.adapter.lr.adapter=nan", "expected at least 0"),
         ("stages.adapter.min_lr_ratio=2", "expected 0 to 1"),
+        ("stages.adapter.hold=1", "hold is 1"),
         ("stages.adapter.seconds=0", "expected more than 0"),
         ("data.mixtures.main.raw=1.5", "raw is 1.5, expected 0 to 1"),
         ("data.workers=-1", "data.workers is -1"),

@@ -227,6 +227,12 @@ def test_the_schedule_is_the_one_computed_by_hand() -> None:
     assert learning_rate(12, stage, 1.0) == pytest.approx(0.1)
     assert learning_rate(99, stage, 1.0) == pytest.approx(0.1)
     assert learning_rate(3, stage, 2e-4) == pytest.approx(2e-4)
+    held = StageSection(steps=12, warmup_steps=4, min_lr_ratio=0.1, hold=0.5)
+    by_hand = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 0.8682, 0.55, 0.2318, 0.1]
+    assert [learning_rate(k, held, 1.0) for k in range(13)] == pytest.approx(by_hand, abs=1e-4)
+    timed = StageSection(steps=99, min_lr_ratio=0.1, hold=0.5, seconds=8.0)
+    by_time = [learning_rate(0, timed, 1.0, seconds) for seconds in (0, 4, 6, 8)]
+    assert by_time == pytest.approx([1, 1, 0.55, 0.1])
 
 
 # -- the order of rows ---------------------------------------------------------------------------

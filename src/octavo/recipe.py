@@ -156,6 +156,9 @@ class StageSection:
     steps: int = 0
     lr: dict[str, float] = field(default_factory=dict)
     min_lr_ratio: float = 0.05
+    hold: float = 0.0
+    """The part of the stage after which rates begin to fall. 0.8 beat 0 in the same minutes
+    (docs/log.md, 2026-12-01), and a run that holds can be prolonged."""
     warmup_steps: int = 0
     weight_decay: dict[str, float] = field(default_factory=dict)
     mixture: str = "main"
@@ -193,6 +196,7 @@ class StageSection:
             _expect(self.seconds > 0, f"{where}.seconds", self.seconds, "more than 0")
         ratio, fewest = self.min_lr_ratio, min(self.steps, self.warmup_steps)
         _expect(0 <= ratio <= 1, f"{where}.min_lr_ratio", ratio, "0 to 1")
+        _expect(0 <= self.hold < 1, f"{where}.hold", self.hold, "0 to less than 1")
         _expect(fewest >= 0, f"the fewer of {where}.steps and warmup_steps", fewest, "0 or more")
 
 

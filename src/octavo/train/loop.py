@@ -41,8 +41,8 @@ def learning_rate(step: int, stage: StageSection, peak: float, seconds: float = 
     """Return the rate of optimizer step `step`, counted from 0, after so many `seconds`.
 
     It rises linearly to the peak over `warmup_steps`, whose last step is the first at the peak, and
-    falls as a half cosine that would reach the floor at step `steps`, one after the last, or when
-    the stage's time is over.
+    falls, once the part `hold` has passed, as a half cosine that would reach the floor at step
+    `steps`, one after the last, or when the stage's time is over.
     """
     if step < stage.warmup_steps:
         return peak * (step + 1) / stage.warmup_steps
@@ -50,6 +50,7 @@ def learning_rate(step: int, stage: StageSection, peak: float, seconds: float = 
     progress = min(1.0, (step - stage.warmup_steps) / span)
     if stage.seconds is not None:
         progress = min(1.0, max(progress, seconds / stage.seconds))
+    progress = max(0.0, progress - stage.hold) / (1 - stage.hold)
     floor = peak * stage.min_lr_ratio
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
