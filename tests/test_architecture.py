@@ -86,7 +86,7 @@ BUDGETS = {
     "core": 8040,
     # 550 are everyday documents made up, 230 bring rows from other processes: a GPU waits for them.
     "data + train": 5800,
-    # 8 make a termination end the runs too, as Ctrl-C does; 25 tell many variants apart in pictures.
+    # 8 make a termination end the runs too, as Ctrl-C does; 25 tell many variants apart.
     "search": 700,
     "cli": 2420,
     "octavo_evals": 6650,
