@@ -9,7 +9,7 @@ from the export of the leg before. Exits with 1, saying where, if one does not.
 import argparse
 import json
 import sys
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,30 +60,29 @@ def breaks(legs: list[dict[str, Any]]) -> list[str]:
 
 def draw(legs: list[dict[str, Any]]) -> Figure:
     """Draw the held-out loss of every kind and ratio over the steps of all legs."""
-    ratios = sorted(
-        {int(at.split("/")[1]) for leg in legs for m in leg["measured"].values() for at in m}
-    )
+    ends = list(accumulate((len(leg["steps"]) for leg in legs), initial=0))
+    curves: dict[tuple[str, int], list[tuple[float, ...]]] = {}
+    for before, leg in zip(ends, legs, strict=False):
+        for step, measured in leg["measured"].items():
+            for at, views in measured.items():
+                kind, ratio = at.split("/")
+                point = (before + step, *views["latents"]["loss"])
+                curves.setdefault((kind, int(ratio)), []).append(point)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         for place, (kind, label) in enumerate(KINDS.items(), 1):
             axes = figure.add_subplot(1, len(KINDS), place)
-            for ratio in ratios:
-                points, before = [], 0
-                for leg in legs:
-                    points += [
-                        (before + step, *measured[f"{kind}/{ratio}"]["latents"]["loss"])
-                        for step, measured in leg["measured"].items()
-                        if f"{kind}/{ratio}" in measured
-                    ]
-                    before += len(leg["steps"])
-                    axes.axvline(before, color="#656d76", linewidth=0.8, linestyle=":")
-                steps, loss, low, high = zip(*points, strict=True)
+            for ratio in sorted(ratio for its_kind, ratio in curves if its_kind == kind):
+                steps, loss, low, high = zip(*curves[kind, ratio], strict=True)
                 (line,) = axes.plot(steps, loss, marker="o", markersize=3, label=f"{ratio}x")
                 axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+            for end in ends[1:]:
+                axes.axvline(end, color="#656d76", linewidth=0.8, linestyle=":")
             axes.set_title(label)
             axes.set_xlabel("step")
         figure.axes[0].set_ylabel("held-out loss")
-        figure.axes[0].legend()
+        if curves:
+            figure.axes[0].legend()
     return figure
 
 
@@ -93,7 +92,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
-    legs = read(arguments.folder)
+    if not (legs := read(arguments.folder)):
+        sys.exit(f"there are no legs in {arguments.folder}; runs/keep_training.sh makes them")
     for leg in legs:
         print(
             f"{leg['name']}: {len(leg['steps'])} of {leg['wanted']} steps "

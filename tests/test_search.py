@@ -246,18 +246,24 @@ def test_a_search_that_is_killed_goes_on_to_the_same_table_and_a_failure_stops_n
         return subprocess.Popen([*line, "--processes", "2"], start_new_session=True)
 
     assert start("whole").wait(300) == 1  # one failed
-    killed = start("killed")
     log = tmp_path / "killed" / "runs" / "mean-s0" / "out" / "log.jsonl"
-    deadline = time.monotonic() + 200
-    while not (log.is_file() and log.read_text().count('"loss"') >= 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def wait_for_steps(count: int) -> None:
+        deadline = time.monotonic() + 200
+        while not (log.is_file() and log.read_text().count('"loss"') >= count):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    killed = start("killed")
+    wait_for_steps(3)
     os.kill(killed.pid, signal.SIGTERM)  # the runs save themselves, and none lives on alone
     assert killed.wait(120) == 130
-    with _claim(tmp_path / "killed" / "runs" / "mean-s0" / "lock") as free:
+    with _claim(log.parents[1] / "lock") as free:
         assert free is not None
+    num_saved = log.read_text().count('"loss"')
+    assert num_saved < 40
     killed = start("killed")
-    time.sleep(1.0)
+    wait_for_steps(num_saved + 1)
     os.kill(killed.pid, signal.SIGKILL)  # the runs live on: they are waited for, not run twice
     killed.wait()
     again = start("killed")
