@@ -6,10 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
 import octavo
@@ -32,6 +34,9 @@ name = "reader"
 key = "sk-reader"
 scopes = ["answer"]
 """
+
+# The library's own five seconds are short of what a busy machine may take.
+http_get, http_post = partial(httpx.get, timeout=60), partial(httpx.post, timeout=60)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import zstandard
 from conftest import TEXT
-from servers import serving, upstream
+from servers import http_get, http_post, serving, upstream
 
 import octavo
 from octavo.engine.fake import ScriptedEngine
@@ -314,8 +314,8 @@ def test_a_client_that_leaves_is_noticed_without_a_stream(url: str) -> None:
         with socket.create_connection((host, int(port))) as link:
             link.sendall(head.encode() + body)
     metrics = url.removesuffix("v1") + "metrics"
-    for _ in range(200):
-        if "octavo_jobs 0.0" in httpx.get(metrics).text:
+    for _ in range(3000):
+        if "octavo_jobs 0.0" in http_get(metrics).text:
             return
         time.sleep(0.02)
     raise AssertionError("their work goes on")
@@ -360,7 +360,7 @@ def test_items_come_back_without_ids_and_with_lists(url: str) -> None:
     ]  # fmt: skip
     made = post(url, "/responses", input=items, max_output_tokens=2)
     assert made.status_code == 200, made.text
-    kept = httpx.get(f"{url}/responses/{made.json()['id']}/input_items?order=asc").json()["data"]
+    kept = http_get(f"{url}/responses/{made.json()['id']}/input_items?order=asc").json()["data"]
     assert kept[4]["encrypted_content"] == "kept elsewhere"
 
 
@@ -407,7 +407,7 @@ def test_stored_responses_are_bounded(
             post(url, "/responses", input=f"{n}?", max_output_tokens=1).json()["id"]
             for n in range(5)
         ]
-        found = [httpx.get(f"{url}/responses/{id}").status_code for id in ids]
+        found = [http_get(f"{url}/responses/{id}").status_code for id in ids]
     assert found == [404, 404, 200, 200, 200]
 
 
@@ -427,7 +427,7 @@ def test_an_item_may_be_named_by_its_id(url: str) -> None:
 
 def test_cancelling_what_has_ended_changes_nothing(url: str) -> None:
     made = post(url, "/responses", input="Who?", max_output_tokens=2).json()
-    again = httpx.post(f"{url}/responses/{made['id']}/cancel")
+    again = http_post(f"{url}/responses/{made['id']}/cancel")
     assert again.status_code == 200
     assert again.json() == made
     assert post(url, "/responses", input="Who?", background=True).status_code == 400
@@ -436,7 +436,7 @@ def test_cancelling_what_has_ended_changes_nothing(url: str) -> None:
 def test_packed_bodies_are_unpacked(url: str) -> None:
     body = zstandard.ZstdCompressor().compress(json.dumps({"input": "Who?"}).encode())
     headers = {"content-encoding": "zstd", "content-type": "application/json"}
-    assert httpx.post(f"{url}/responses", content=body, headers=headers).status_code == 200
+    assert http_post(f"{url}/responses", content=body, headers=headers).status_code == 200
 
 
 def test_a_web_socket_is_refused_so_that_clients_post(url: str) -> None:
@@ -444,17 +444,17 @@ def test_a_web_socket_is_refused_so_that_clients_post(url: str) -> None:
         "connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
         "sec-websocket-key": base64.b64encode(b"0123456789abcdef").decode(),
     }  # fmt: skip
-    made = httpx.get(f"{url}/responses", headers=headers)
+    made = http_get(f"{url}/responses", headers=headers)
     assert made.status_code in (404, 405, 426)
     assert made.json()["error"]["message"]
 
 
 def test_models_are_listed_under_both_names(url: str) -> None:
-    found = httpx.get(f"{url}/models").json()
+    found = http_get(f"{url}/models").json()
     assert found["data"] == found["models"]
     assert [one["id"] for one in found["data"]][1] == "octavo-agent"
     for one in found["data"]:
-        assert httpx.get(f"{url}/models/{one['id']}").json() == one
+        assert http_get(f"{url}/models/{one['id']}").json() == one
 
 
 def test_calls_of_a_server_further_on_are_put_together(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_the_agent_answers_as_a_model_and_cites_its_passages(saying: Any) -> Non
     url = saying("Mara Oduya", "Mara Oduya", "Mara Oduya")
     filler = "\n\n".join(f"Row {n} of the ledger says that nothing was due." for n in range(150))
     text = f"{filler}\n\nThe lamp oil was signed for by Mara Oduya.\n\n{filler}"
-    made = httpx.post(f"{url}/contexts", json={"text": text}).json()
+    made = http_post(f"{url}/contexts", json={"text": text}).json()
     part = {"type": "context", "context_id": made["id"]}
     asked = [part, {"type": "text", "text": "Who signed for the lamp oil?"}]
     body: Any = {"model": "octavo-agent", "messages": [{"role": "user", "content": asked}]}
@@ -519,8 +519,8 @@ def test_an_agent_whose_client_leaves_stops_with_its_round(
             next(pieces)
             assert has_begun.wait(30)
         metrics = url.removesuffix("v1") + "metrics"
-        for _ in range(200):
-            if "octavo_jobs 0.0" in httpx.get(metrics).text:
+        for _ in range(3000):
+            if "octavo_jobs 0.0" in http_get(metrics).text:
                 break
             time.sleep(0.02)
         else:

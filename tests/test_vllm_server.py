@@ -385,12 +385,12 @@ def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_octavo_serve_in_front_answers_alike_and_adds_contexts(server: Server, front: Any) -> None:
-    import httpx
     import openai
+    from servers import http_post
 
     text, question = DOCUMENT, "\n\nWho commands the Greys?"
     plain = chat(server, parts(text, question, {"ratio": 4}))
-    made = httpx.post(f"{front.base_url}contexts", json={"text": text}).json()
+    made = http_post(f"{front.base_url}contexts", json={"text": text}).json()
     for document, more in (
         ({"type": "context", "context_id": made["id"]}, {"ratio": 4}),
         ({"type": "text", "text": text, "memory": True, "ratio": 4}, {}),
