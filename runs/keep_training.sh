@@ -29,9 +29,9 @@ else
 fi
 echo "$state: $steps steps from $start, seed $seed; log in $out/log.jsonl"
 
+pin=(nice -n 10)  # and the last of the cores that this shell may use
+if command -v taskset > /dev/null; then pin+=(taskset -c "$(taskset -pc $$ | grep -oE '[0-9]+$')"); fi
 export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 MALLOC_ARENA_MAX=1
-pin=(nice -n 10)
-if command -v taskset > /dev/null; then pin+=(taskset -c "$(($(nproc) - 1))"); fi
 train() {
   "${pin[@]}" .venv/bin/octavo train runs/keep_training.toml --resume --set "data.root=$data" \
     --set "output=$out" --set "seed=$seed" --set "model.start=$start" --set "stages.sft.steps=$steps" \
