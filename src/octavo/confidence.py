@@ -2,7 +2,7 @@
 
     mean log-probability of the answer's tokens  --Curve-->  how likely the answer is right
 
-A model has a curve of its own for each thing it may have read (`READINGS`): what a likelihood is
+A model has a curve of its own for each thing it may have read (`Reading`): what a likelihood is
 worth depends on it, and from latents of a weak compressor it is worth nothing. Curves are logistic,
 fitted with the smoothed targets of Platt (Probabilistic Outputs for Support Vector Machines, 1999).
 What was measured of a model is kept in one small file, found by the fingerprint of its weights.
@@ -21,7 +21,6 @@ from octavo.files import write_text
 from octavo.home import home, make_private
 
 Reading = Literal["latents", "passages", "raw"]
-READINGS: tuple[Reading, ...] = ("latents", "passages", "raw")
 """What an answer was made from: latents, a few raw passages, or the whole raw text."""
 THRESHOLD = 0.5
 """An answer that is likelier wrong than right is not presented as a fact."""

@@ -71,11 +71,6 @@ class Scheduler:
         """Rows that answer now."""
         return len(self._active)
 
-    @property
-    def num_waiting(self) -> int:
-        """Rows that wait."""
-        return len(self._waiting)
-
     def submit(self, ticket: Ticket) -> None:
         """Let a row wait for its turn."""
         with self._changed:
