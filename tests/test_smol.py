@@ -34,6 +34,21 @@ def test_the_shipped_model_serves_four_ratios(smol: octavo.Model) -> None:
         smol.compress(TEXT, ratio=7)
 
 
+def test_loading_draws_no_table_of_embeddings_that_is_then_overwritten(
+    smol: octavo.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    draw = torch.Tensor.normal_
+
+    def note(tensor: torch.Tensor, *given: object, **options: object) -> torch.Tensor:
+        drawn.append(0 if tensor.is_meta else tensor.numel())
+        return draw(tensor, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.Tensor, "normal_", note)
+    assert octavo.load(device="cpu").engine.fingerprint == smol.engine.fingerprint
+    assert sum(drawn) < smol.engine.latent_width * 1000
+
+
 def test_the_base_is_dequantised_faithfully(smol: octavo.Model) -> None:
     # A fact that a 135M model knows; a misplaced weight or token would lose it.
     answer = smol.generate("What is the capital of France? Answer in one word.", max_new_tokens=12)

@@ -330,8 +330,13 @@ def make_room(decoder: Any, vocabulary: int, new_ids: Sequence[int]) -> None:
     """
     size = decoder.get_input_embeddings().weight.shape[0]
     if size < vocabulary:
-        with init.no_init_weights():  # drawing whole tables anew takes as long as reading them
-            decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
+        # Drawing whole tables anew, which resizing does by itself too, takes as long as reading them.
+        decoder._init_weights = lambda module: None
+        try:
+            with init.no_init_weights():
+                decoder.resize_token_embeddings(vocabulary, mean_resizing=False)
+        finally:
+            del decoder._init_weights
     head = decoder.get_output_embeddings()
     for values in (decoder.get_input_embeddings().weight, head.weight, head.bias):
         if values is not None:
