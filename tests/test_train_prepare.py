@@ -306,6 +306,22 @@ def test_held_out_examples_are_of_held_out_texts_and_fit_a_row(
             assert example.length(2) <= 256
 
 
+def test_runs_of_different_seeds_train_on_other_rows_and_measure_on_the_same_examples(
+    root: Path, prompts: PromptEncoder
+) -> None:
+    def made(seed: int) -> tuple[list[Any], list[list[int]]]:
+        out = root / f"seed-{seed}"
+        prepare(recipe(root, f"seed={seed}"), root, out, prompts)
+        kinds = read_held_out(out).values()
+        measured = [(example.ids, example.spans) for kind in kinds for example in kind]
+        rows = Rows(out, "main")
+        return measured, [list(example.ids) for row in rows for example in row.examples]
+
+    (measured, rows), (others, other_rows) = made(1), made(2)
+    assert measured == others
+    assert rows != other_rows
+
+
 def test_no_held_out_example_is_measured_twice(root: Path, prompts: PromptEncoder) -> None:
     config = recipe(root, "data.held_out_examples=60")
     summary = prepare(config, root, root / "out", prompts)["held_out"]["examples"]
