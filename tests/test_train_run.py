@@ -15,7 +15,9 @@ from training import (
     DECODER,
     ENCODER,
     GROUPS,
+    interrupt_at,
     losses_of,
+    measured_steps,
     one_stage,
     recipe,
     rows_of,
@@ -26,6 +28,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from octavo.errors import OctavoError, TrainingError
 from octavo.nn import LCLM
 from octavo.train import parallel
+from octavo.train.loop import Interrupted
 from octavo.train.run import Run
 from octavo.train.signals import Stop
 from octavo.train.stages import train
@@ -231,6 +234,21 @@ def test_training_goes_on_from_an_exported_model(tmp_path: Path, rank: int) -> N
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours if "encoder" in name)
     is_apart = (moved / "decoder" / "adapter_model.safetensors").exists()
     assert is_apart is ((first / "decoder" / "adapter_model.safetensors").exists())
+
+
+def test_what_a_run_goes_on_from_is_measured_before_its_first_step(tmp_path: Path) -> None:
+    stages = {"decoder": {**DECODER, "steps": 2}}
+    first = train(recipe(tmp_path, stages=stages, measure_every=2), tmp_path)
+    more = {"model__start": str(first), "output": "next", "seed": 5, "measure_every": 2}
+    config = recipe(tmp_path, stages=stages, **more)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, on_step=interrupt_at("decoder", 1))
+    train(config, tmp_path, resume=True)
+    assert measured_steps(tmp_path / "out") == [2]
+    assert measured_steps(tmp_path / "next") == [0, 2]
+    (at_end,) = (row["measured"] for row in rows_of(tmp_path / "out") if "measured" in row)
+    at_start = next(row["measured"] for row in rows_of(tmp_path / "next") if "measured" in row)
+    assert at_start == at_end
 
 
 def test_a_checkpoint_is_not_gone_on_from_under_other_settings(tmp_path: Path) -> None:

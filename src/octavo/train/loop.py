@@ -82,7 +82,7 @@ class Stage:
         self.config, self.settings = config, config.stages[name]
         self.folder, self.log = folder, log
         self.measure, self.export, self.stop = measure, export, stop or Stop()
-        self.step, self.updates, self.skipped, self.measured_step = 0, 0, 0, 0
+        self.step, self.updates, self.skipped, self.measured_step = 0, 0, 0, -1
         self.best: float | None = None
         self.device = model.device
         self.rank, self.num_ranks = parallel.world()
@@ -118,7 +118,9 @@ class Stage:
         """
         self.model.train()
         try:
-            self._measure_if_due()  # the step may have been saved before it was measured
+            # The step may have been saved before it was measured; and what a run goes on from is
+            # measured before its first step, so that the log shows what the run was worth.
+            self._measure_if_due()
             batches = self.feed.steps(self.step, self.settings.steps)
             while not self._is_over:
                 loss, must_stop = self._take_step(batches)
@@ -144,7 +146,9 @@ class Stage:
         return is_late or self.step >= self.settings.steps
 
     def _is_due(self, every: int) -> bool:
-        return self.step > 0 and (self.step % every == 0 or self._is_over)
+        if self.step == 0:
+            return self.config.model.start is not None
+        return self.step % every == 0 or self._is_over
 
     def _measure_if_due(self) -> None:
         """Measure every `measure_every` steps and at the end, once each, also after a resume."""
