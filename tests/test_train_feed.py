@@ -31,6 +31,7 @@ def run(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # one core
 @pytest.mark.parametrize("stream", [False, True])
 def test_rows_that_other_processes_bring_train_as_the_trainers_own(
     tmp_path: Path, stream: bool
