@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +357,7 @@ def test_a_runs_folder_says_what_it_ran_with(tmp_path: Path) -> None:
     train(config, tmp_path)
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     assert about["recipe"] == json.loads(json.dumps(config.to_dict()))
-    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["torch"] == version("torch")
     assert about["ranks"] == 1
     assert about["rows"]["main"] >= 4
 
