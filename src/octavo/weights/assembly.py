@@ -330,7 +330,7 @@ def make_room(decoder: Any, vocabulary: int, new_ids: Sequence[int]) -> None:
     """
     size = decoder.get_input_embeddings().weight.shape[0]
     if size < vocabulary:
-        # Drawing whole tables anew, which resizing does by itself too, takes as long as reading them.
+        # Drawing whole tables anew, as resizing does too, takes as long as reading them.
         decoder._init_weights = lambda module: None
         try:
             with init.no_init_weights():
