@@ -2,7 +2,7 @@
 # Measure the shipped model on few items, and against rows of another on the same items: runs/compare.sh DATA_FOLDER [OUT] [ROWS]
 # DATA_FOLDER holds paulgraham_haystack, squad_v1.1_dev, squad_v2.0_dev, multihop_mini_ircot and wikitext2_valid_test, each a
 # .jsonl.zst; ROWS is a folder that an earlier call, or runs/evaluate.sh, wrote. The README's RULER and copying come from
-# it. About 40 minutes on one core; interrupt and rerun at will. The report comes to OUT/report.
+# it. About an hour on one core; interrupt and rerun at will. The report comes to OUT/report.
 set -euo pipefail
 data="$(cd "${1:?usage: runs/compare.sh DATA_FOLDER [OUT] [ROWS]}" && pwd)"
 out="$(realpath -m "${2:-runs/out/compare}")"
@@ -21,5 +21,5 @@ common=(
 .venv/bin/octavo eval perplexity --length 512 --limit 24 --method raw --method none "${common[@]}"
 .venv/bin/octavo eval squad --limit 30 --method raw --method none "${common[@]}"
 .venv/bin/octavo eval reconstruction --length 256 --limit 12 "${common[@]}"
-.venv/bin/octavo eval ruler --length 1024 --limit 3 --method raw --method none "${common[@]}"
+.venv/bin/octavo eval ruler --length 1024 --length 2048 --limit 3 --method raw --method none "${common[@]}"
 .venv/bin/octavo report "${before[@]}" "$out" -o "$out/report"
