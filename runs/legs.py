@@ -22,9 +22,10 @@ KINDS = {"reconstruction": "copying", "needle": "needles", "qa": "questions"}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return each leg's start, steps, resumptions and measurements, in order."""
+    """Return the start, steps, resumptions and measurements of each leg with a step, in order."""
     legs = []
-    for leg in sorted(folder.glob("leg-*"), key=lambda one: int(one.name.split("-")[1])):
+    begun = [log.parent for log in folder.glob("leg-*/log.jsonl")]
+    for leg in sorted(begun, key=lambda one: int(one.name.split("-")[1])):
         lines = [json.loads(line) for line in (leg / "log.jsonl").read_text().splitlines()]
         start, _, steps = (leg / "leg").read_text().split()
         legs.append(
@@ -56,6 +57,16 @@ def breaks(legs: list[dict[str, Any]]) -> list[str]:
                 f"{leg['name']} began from {leg['start']}, not where {before['name']} ended"
             )
     return found
+
+
+def held_out(leg: dict[str, Any]) -> str:
+    """Say from where to where the held-out loss went, averaged over kinds and ratios."""
+    if not leg["measured"]:
+        return "nothing measured"
+    ends = [leg["measured"][step] for step in (min(leg["measured"]), max(leg["measured"]))]
+    losses = [[views["latents"]["loss"][0] for views in end.values()] for end in ends]
+    first, last = (sum(some) / len(some) for some in losses)
+    return f"held-out loss {first:.3f} to {last:.3f}"
 
 
 def draw(legs: list[dict[str, Any]]) -> Figure:
@@ -98,7 +109,7 @@ def main() -> None:
         print(
             f"{leg['name']}: {len(leg['steps'])} of {leg['wanted']} steps "
             f"in {leg['hours']:.2f} hours, resumed after {leg['resumed'] or 'none'}, "
-            f"from {leg['start']}"
+            f"from {leg['start']}; {held_out(leg)}"
         )
     if found := breaks(legs):
         sys.exit("the legs do not join: " + "; ".join(found))

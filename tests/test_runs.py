@@ -65,10 +65,12 @@ def write_leg(folder: Path, start: str, steps: list[int]) -> None:
     """Write what is looked at of a leg: what it began with, and its log."""
     folder.mkdir(parents=True)
     (folder / "leg").write_text(f"{start} 7 {max(steps)}\n")
-    kinds = ("reconstruction", "needle", "qa")
-    measured = {f"{kind}/4": {"latents": {"loss": [2.0, 1.9, 2.1]}} for kind in kinds}
-    lines = [{"step": step, "loss": 2.0, "seconds": 1.0} for step in steps]
-    lines.append({"step": max(steps), "measured": measured})
+    lines: list[dict[str, object]] = []
+    for step, loss in ((0, 2.5), (max(steps), 2.0)):
+        views = {"latents": {"loss": [loss, loss - 0.1, loss + 0.1]}}
+        measured = {f"{kind}/4": views for kind in ("reconstruction", "needle", "qa")}
+        lines.append({"step": step, "measured": measured})
+    lines[1:1] = [{"step": step, "loss": 2.0, "seconds": 1.0} for step in steps]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -77,7 +79,9 @@ def test_legs_are_drawn_where_they_join_and_refused_where_they_do_not(tmp_path: 
     legs, picture = tmp_path / "smol", tmp_path / "legs.png"
     write_leg(legs / "leg-1", "src/octavo/assets/smol", [1, 2, 3])
     write_leg(legs / "leg-2", "runs/smol/leg-1/sft/export", [1, 2])
-    subprocess.run([*script, str(legs), str(picture)], check=True)
+    said = subprocess.run([*script, str(legs), str(picture)], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("held-out loss 2.500 to 2.000") == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     for name, start, steps in (
         ("leg-3", "runs/smol/leg-2/sft/export", [1, 2, 2, 3]),  # a step was done twice
