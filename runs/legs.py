@@ -93,7 +93,8 @@ def draw(legs: list[dict[str, Any]]) -> Figure:
             axes.set_xlabel("step")
         figure.axes[0].set_ylabel("held-out loss")
         if curves:
-            figure.axes[0].legend()
+            lines, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(lines, labels, loc="outside right center")
     return figure
 
 
