@@ -22,7 +22,7 @@ KINDS = {"reconstruction": "copying", "needle": "needles", "qa": "questions"}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the start, steps, resumptions and measurements of each leg with a step, in order."""
+    """Return the start, steps, resumptions and measurements of each leg with a log, in order."""
     legs = []
     begun = [log.parent for log in folder.glob("leg-*/log.jsonl")]
     for leg in sorted(begun, key=lambda one: int(one.name.split("-")[1])):

@@ -76,6 +76,15 @@ def serving(
         thread.join()
 
 
+def wait_for(url: str, line: str) -> None:
+    """Wait until a line stands in the metrics of a server at `url`, which ends with /v1."""
+    for _ in range(3000):
+        if line in http_get(url.removesuffix("v1") + "metrics").text:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{line} never came")
+
+
 class Upstream(BaseHTTPRequestHandler):
     """Answers as vLLM does; what it was sent stands in `sent`."""
 

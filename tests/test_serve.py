@@ -4,7 +4,6 @@ import base64
 import gzip
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import httpx
 import openai
 import pytest
 from conftest import CHECKPOINT, TEXT
-from servers import http_get, http_post, serving, upstream
+from servers import http_get, http_post, serving, upstream, wait_for
 
 import octavo
 from octavo.errors import ConfigError
@@ -285,14 +284,6 @@ def test_a_client_that_vanishes_frees_its_row(endless: octavo.Model, tmp_path: P
                 wait_for(url, "octavo_rows 1.0")
             wait_for(url, "octavo_rows 0.0")
             wait_for(url, "octavo_jobs 0.0")
-
-
-def wait_for(url: str, line: str) -> None:
-    for _ in range(3000):
-        if line in http_get(url.removesuffix("v1") + "metrics").text:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{line} never came")
 
 
 def test_a_full_queue_says_when_to_come_again(endless: octavo.Model, tmp_path: Path) -> None:

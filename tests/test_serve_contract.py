@@ -18,7 +18,7 @@ import httpx
 import pytest
 import zstandard
 from conftest import TEXT
-from servers import http_get, http_post, serving, upstream
+from servers import http_get, http_post, serving, upstream, wait_for
 
 import octavo
 from octavo.engine.fake import ScriptedEngine
@@ -313,12 +313,7 @@ def test_a_client_that_leaves_is_noticed_without_a_stream(url: str) -> None:
     for _ in range(5):
         with socket.create_connection((host, int(port))) as link:
             link.sendall(head.encode() + body)
-    metrics = url.removesuffix("v1") + "metrics"
-    for _ in range(3000):
-        if "octavo_jobs 0.0" in http_get(metrics).text:
-            return
-        time.sleep(0.02)
-    raise AssertionError("their work goes on")
+    wait_for(url, "octavo_jobs 0.0")
 
 
 # -- responses -------------------------------------------------------------------------------------
@@ -518,13 +513,7 @@ def test_an_agent_whose_client_leaves_stops_with_its_round(
             pieces = answer.iter_raw()  # let go of, it would hang up
             next(pieces)
             assert has_begun.wait(30)
-        metrics = url.removesuffix("v1") + "metrics"
-        for _ in range(3000):
-            if "octavo_jobs 0.0" in http_get(metrics).text:
-                break
-            time.sleep(0.02)
-        else:
-            raise AssertionError("its work goes on")
+        wait_for(url, "octavo_jobs 0.0")
         goes_on.set()
         assert post(url, max_tokens=2).status_code == 200
     assert len(asked) == 2  # the agent's one round, and the chat after it

@@ -238,15 +238,16 @@ def test_training_goes_on_from_an_exported_model(tmp_path: Path, rank: int) -> N
 
 
 def test_what_a_run_goes_on_from_is_measured_before_its_first_step(tmp_path: Path) -> None:
-    stages = {"decoder": {**DECODER, "steps": 2}}
-    first = train(recipe(tmp_path, stages=stages, measure_every=2), tmp_path)
+    last = {"decoder": {**DECODER, "steps": 2}}
+    first = train(recipe(tmp_path, stages=last, measure_every=2), tmp_path)
+    stages = {"adapter": {**ADAPTER, "steps": 2}, **last}
     more = {"model__start": str(first), "output": "next", "seed": 5, "measure_every": 2}
     config = recipe(tmp_path, stages=stages, **more)
     with pytest.raises(Interrupted):
-        train(config, tmp_path, on_step=interrupt_at("decoder", 1))
+        train(config, tmp_path, on_step=interrupt_at("adapter", 1))
     train(config, tmp_path, resume=True)
     assert measured_steps(tmp_path / "out") == [2]
-    assert measured_steps(tmp_path / "next") == [0, 2]
+    assert measured_steps(tmp_path / "next") == [0, 2, 2]
     (at_end,) = (row["measured"] for row in rows_of(tmp_path / "out") if "measured" in row)
     at_start = next(row["measured"] for row in rows_of(tmp_path / "next") if "measured" in row)
     assert at_start == at_end

@@ -71,18 +71,21 @@ class Stage:
         measure: Callable[[LCLM], dict[str, Any]] | None = None,
         export: Callable[["Stage", Path], None] | None = None,
         stop: Stop | None = None,
+        is_measured_first: bool = False,
     ) -> None:
         """Prepare the stage on a model that lies on this process's device, sharded or not.
 
         `set_trainable` has chosen the parameters. `first_row` is where its reading starts in the
         mixture. `measure` is called every `measure_every` steps, its result logged, and `export`
-        with a folder when the held-out loss is the best so far.
+        with a folder when the held-out loss is the best so far; with `is_measured_first` also
+        before the first step, so that the log shows what the stage was worth.
         """
         self.name, self.model = name, model
         self.config, self.settings = config, config.stages[name]
         self.folder, self.log = folder, log
         self.measure, self.export, self.stop = measure, export, stop or Stop()
-        self.step, self.updates, self.skipped, self.measured_step = 0, 0, 0, -1
+        self.step, self.updates, self.skipped = 0, 0, 0
+        self.measured_step = -1 if is_measured_first else 0
         self.best: float | None = None
         self.device = model.device
         self.rank, self.num_ranks = parallel.world()
@@ -118,9 +121,7 @@ class Stage:
         """
         self.model.train()
         try:
-            # The step may have been saved before it was measured; and what a run goes on from is
-            # measured before its first step, so that the log shows what the run was worth.
-            self._measure_if_due()
+            self._measure_if_due()  # the step may have been saved before it was measured
             batches = self.feed.steps(self.step, self.settings.steps)
             while not self._is_over:
                 loss, must_stop = self._take_step(batches)
@@ -146,8 +147,6 @@ class Stage:
         return is_late or self.step >= self.settings.steps
 
     def _is_due(self, every: int) -> bool:
-        if self.step == 0:
-            return self.config.model.start is not None
         return self.step % every == 0 or self._is_over
 
     def _measure_if_due(self) -> None:

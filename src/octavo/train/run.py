@@ -284,6 +284,8 @@ class Run:
             measure=lambda lclm: self.measure(name, lclm),
             export=lambda stage, folder: self.export(stage, before, folder),
             stop=self.stop,
+            # A later stage begins with what was measured at the end of the one before.
+            is_measured_first=before is None and config.model.start is not None,
         )
 
     def _attention(self) -> str:
