@@ -318,6 +318,27 @@ def test_calls_are_found_in_text_however_it_is_cut() -> None:
 # -- documents, contexts and files -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        ("yes", "memory is 'yes', expected true"),
+        (1, "memory is 1, expected true"),
+        ({"ration": 4}, "memory is {'ration': 4}, expected true"),
+        ({"ratio": 7}, "ratio 7 is not served"),
+        ({"ratio": "4"}, "a part's ratio is '4'"),
+    ],
+)
+def test_a_document_is_never_read_raw_because_its_mark_is_odd(
+    local: str, memory: Any, words: str
+) -> None:
+    part = {"type": "text", "text": LONG, "memory": memory}
+    made = http_post(
+        f"{local}/chat/completions", json={"messages": [{"role": "user", "content": [part]}]}
+    )
+    assert made.status_code == 400
+    assert words in made.json()["error"]["message"]
+
+
 def test_documents_are_read_as_latents_and_usage_says_so(local: str, model: octavo.Model) -> None:
     wanted = model.generate("Who signed?", context=LONG, max_new_tokens=6)
     data = base64.b64encode(LONG.encode()).decode()
@@ -325,6 +346,9 @@ def test_documents_are_read_as_latents_and_usage_says_so(local: str, model: octa
     assert made["latents"] == wanted.usage.latents
     documents: list[Any] = [
         {"type": "text", "text": LONG, "memory": True},
+        {"type": "text", "text": LONG, "memory": True, "ratio": 4},
+        {"type": "text", "text": LONG, "memory": {"ratio": 4}},
+        {"type": "text", "text": LONG, "memory": {}},
         {"type": "file", "file": {"file_data": data, "filename": "a.txt"}},
         {"type": "file", "file": {"file_data": f"data:text/plain;base64,{data}"}},
         {"type": "context", "context_id": made["id"]},

@@ -186,6 +186,14 @@ def test_the_ratio_may_be_one_for_the_whole_chat(server: Server) -> None:
     assert whole.usage.latents == -(-whole.usage.source_tokens // 16)
 
 
+def test_a_ratio_may_stand_beside_the_mark_or_in_it(server: Server) -> None:
+    within = chat(server, parts(DOCUMENT, "Who?", {"ratio": 16}))
+    beside = [{**parts(DOCUMENT, "Who?")[0], "ratio": 16}, *parts(DOCUMENT, "Who?")[1:]]
+    assert chat(server, beside).usage.latents == within.usage.latents
+    refused = [{**beside[0], "memory": {"ration": 16}}, beside[1]]
+    assert "memory is {'ration': 16}, expected true" in refusal(server, refused)
+
+
 @pytest.mark.parametrize("prefix", ["", "data:text/plain;base64,"])
 def test_a_file_part_is_a_document(server: Server, prefix: str) -> None:
     data = prefix + base64.b64encode(DOCUMENT.encode()).decode()

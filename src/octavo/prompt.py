@@ -274,6 +274,22 @@ class PromptEncoder:
         return [bos] if bos is not None and added[:1] == [bos] else []
 
 
+def asks_for_latents(part: Mapping[str, Any]) -> tuple[bool, Any]:
+    """Return whether a part of a request is to be read as latents, and the ratio it asks for.
+
+    It is where `memory` is true or an object, which may hold a `ratio` as the part may; a file or
+    a memory part is, unless it says false. Raises `PromptError` for any other value.
+    """
+    memory = part.get("memory")
+    if memory is None:
+        memory = part.get("type") in ("file", "input_file", "memory")
+    if isinstance(memory, Mapping) and not memory.keys() - {"ratio"}:
+        return True, memory.get("ratio", part.get("ratio"))
+    if not isinstance(memory, bool):
+        raise PromptError(f'memory is {_shorten(memory)}, expected true or {{"ratio": 16}}')
+    return memory, part.get("ratio")
+
+
 def _without_places(text: Written) -> str:
     """Return a text as an ordinary string, without what only holds a place in it."""
     if PLACE in text.writers:

@@ -38,7 +38,7 @@ from octavo.errors import (
     PromptTooLongError,
 )
 from octavo.generate import CHARACTERS_A_TOKEN
-from octavo.prompt import EncodedPrompt, PromptEncoder
+from octavo.prompt import EncodedPrompt, PromptEncoder, asks_for_latents
 from octavo.weights.layout import open_tokenizer
 from octavo_vllm.config import whole_folder
 from octavo_vllm.processor import MODALITY, count_latents, count_tokens, cut_items
@@ -143,8 +143,7 @@ class MemoryRenderer(HfRenderer):
         parts = []
         for part in content:
             if (text := _document_text(part)) is not None:
-                wanted = part.get("memory", part)
-                asked = wanted.get("ratio") if isinstance(wanted, Mapping) else None
+                _, asked = asks_for_latents(part)
                 name = f"octavo-{uuid.uuid4().hex}"
                 documents[name] = self._document(text, ratio if asked is None else asked)
                 part = {"type": "text", "text": name}
@@ -270,16 +269,14 @@ def _parts_of(message: Any) -> list[Mapping[str, Any]]:
 
 
 def _is_document(part: Mapping[str, Any]) -> bool:
-    is_marked = part.get("memory") not in (None, False)
-    return part.get("type") in ("file", "input_file", "memory") or is_marked
+    is_memory, _ = asks_for_latents(part)
+    return is_memory or part.get("type") in ("file", "input_file")  # vLLM reads no files itself
 
 
 def _document_text(part: Any) -> str | None:
     """Return the text of a part that is to be read as latents, or None for any other part."""
     if not isinstance(part, Mapping) or not _is_document(part):
         return None
-    if not isinstance(wanted := part.get("memory", True), bool | Mapping):
-        raise PromptError(f'memory is {str(wanted)[:40]!r}, expected true or {{"ratio": 16}}')
     if part.get("type") not in ("file", "input_file"):
         if not isinstance(text := part.get("text"), str):
             raise PromptError("a document has no text; only text can be read as latents")

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from octavo.errors import PromptError
+from octavo.prompt import asks_for_latents
 from octavo.serve.backends.base import Backend
 from octavo.serve.requests import CompressPolicy
 from octavo.serve.wire import RequestError
@@ -77,19 +79,14 @@ class Reader:
             text = part.get("refusal" if kind == "refusal" else "text")
             if not isinstance(text, str):
                 raise RequestError(f"a {kind} part holds no text", param=param)
-            if part.get("memory") is True or kind == "memory":
-                return _memory(text, part, param)
-            return {"type": "text", "text": text}
+            return _text_or_memory(text, part, param)
         if kind == "context":
             return {"type": "memory", **self._find_context(_string(part, "context_id", param))}
         if kind in ("file", "input_file"):
             given = part.get("file") if kind == "file" else part
             if not isinstance(given, Mapping):
                 raise RequestError("a file part holds no file", param=param)
-            text = self._file_text(given, param)
-            if part.get("memory") is False:
-                return {"type": "text", "text": text}
-            return _memory(text, part, param)
+            return _text_or_memory(self._file_text(given, param), part, param)
         raise RequestError(
             f"content parts of type {kind[:40]!r} cannot be read here; give text, file or context",
             param=param, code="unsupported_content",
@@ -110,8 +107,13 @@ class Reader:
         return str(self._extract(raw, name if isinstance(name, str) else "file.txt"))
 
 
-def _memory(text: str, part: Mapping[str, Any], param: str) -> dict[str, Any]:
-    ratio = part.get("ratio")
+def _text_or_memory(text: str, part: Mapping[str, Any], param: str) -> dict[str, Any]:
+    try:
+        is_memory, ratio = asks_for_latents(part)
+    except PromptError as error:
+        raise RequestError(str(error), param=param) from error
+    if not is_memory:
+        return {"type": "text", "text": text}
     if ratio is not None and (type(ratio) is not int or ratio < 1):
         raise RequestError(f"a part's ratio is {ratio!r}; give a number", param=param)
     return {"type": "memory", "text": text, **({"ratio": ratio} if ratio else {})}
